@@ -1,0 +1,554 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Cgroup is a container's place in every hierarchy: the same relative path in
+// each. On v2 (and for the unified hierarchy beside v1) it is one directory.
+type Cgroup struct {
+	Rel   string   // below the hierarchies' mount points, starts with "/"
+	V1    []string // one directory for each v1 hierarchy
+	V2    string   // the v2 directory, "" for none
+	V2FD  int      // its descriptor while the cgroup waits for its process, -1 otherwise
+	owned bool
+}
+
+// Cgroups makes, limits and removes cgroups.
+type Cgroups struct {
+	host    *Host
+	mu      sync.Mutex
+	parents map[string]bool // relative paths made ready
+}
+
+// NewCgroups returns the manager of this machine's cgroups.
+func NewCgroups(h *Host) *Cgroups { return &Cgroups{host: h, parents: map[string]bool{}} }
+
+// Make makes the cgroup rel ("/parent/name") in every hierarchy.
+func (c *Cgroups) Make(rel string) (*Cgroup, error) {
+	rel = filepath.Join("/", rel)
+	if err := c.prepareParent(filepath.Dir(rel)); err != nil {
+		return nil, err
+	}
+	g := &Cgroup{Rel: rel, V2FD: -1, owned: true}
+	for i := range c.host.Hierarchies {
+		h := &c.host.Hierarchies[i]
+		dir := h.Path + rel
+		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST { //nolint:errorlint // a bare errno
+			_ = c.Remove(g)
+			return nil, fmt.Errorf("cannot make the cgroup %s: %w", dir, err)
+		}
+		if h.Unified {
+			fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				_ = c.Remove(g)
+				return nil, err
+			}
+			g.V2, g.V2FD = dir, fd
+		} else {
+			g.V1 = append(g.V1, dir)
+		}
+	}
+	if err := c.allowDefaultDevices(g); err != nil {
+		_ = c.Remove(g)
+		return nil, err
+	}
+	return g, nil
+}
+
+// Find returns the cgroup rel as it stands, to adopt it after a restart.
+func (c *Cgroups) Find(rel string) *Cgroup {
+	g := &Cgroup{Rel: rel, V2FD: -1, owned: true}
+	for i := range c.host.Hierarchies {
+		h := &c.host.Hierarchies[i]
+		dir := h.Path + rel
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
+		if h.Unified {
+			g.V2 = dir
+		} else {
+			g.V1 = append(g.V1, dir)
+		}
+	}
+	return g
+}
+
+// prepareParent makes the parents of a cgroup once: controllers are delegated
+// on v2, and cpuset children start with their parent's processors on v1.
+func (c *Cgroups) prepareParent(rel string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.parents[rel] {
+		return nil
+	}
+	for i := range c.host.Hierarchies {
+		h := &c.host.Hierarchies[i]
+		at := h.Path
+		parts := strings.Split(strings.Trim(rel, "/"), "/")
+		for j := 0; j <= len(parts); j++ {
+			if h.Unified {
+				c.delegate(at)
+			} else if h.Has("cpuset") && j > 0 {
+				_ = os.WriteFile(at+"/cgroup.clone_children", []byte("1"), 0o644)
+			} else if h.Has("memory") && j > 0 {
+				_ = os.WriteFile(at+"/memory.use_hierarchy", []byte("1"), 0o644) // always so on newer kernels
+			}
+			if j == len(parts) || parts[j] == "" {
+				break
+			}
+			at = filepath.Join(at, parts[j])
+			if err := os.Mkdir(at, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+				return fmt.Errorf("cannot make the cgroup %s: %w", at, err)
+			}
+			if h.Has("cpuset") && !h.Unified {
+				for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+					if v, err := os.ReadFile(at + "/" + f); err == nil && strings.TrimSpace(string(v)) == "" {
+						if v, err = os.ReadFile(filepath.Dir(at) + "/" + f); err == nil {
+							_ = os.WriteFile(at+"/"+f, v, 0o644)
+						}
+					}
+				}
+			}
+		}
+	}
+	c.parents[rel] = true
+	return nil
+}
+
+// delegate enables every controller that the directory has for its children.
+// One that cannot be delegated does not hold the others back.
+func (c *Cgroups) delegate(dir string) {
+	raw, err := os.ReadFile(dir + "/cgroup.controllers")
+	if err != nil {
+		return
+	}
+	for _, ctrl := range strings.Fields(string(raw)) {
+		_ = os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+ctrl), 0o644)
+	}
+}
+
+// defaultDeviceRules are what every container may use, besides the nodes made
+// for it: any mknod, and the devices of DefaultDevices, ptmx, pts and console.
+var defaultDeviceRules = []string{
+	"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm",
+	"c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm",
+}
+
+func (c *Cgroups) allowDefaultDevices(g *Cgroup) error {
+	dir := c.dirFor(g, "devices")
+	if dir == "" {
+		return nil
+	}
+	if err := writeCgroup(dir, "devices.deny", "a"); err != nil {
+		return err
+	}
+	for _, r := range defaultDeviceRules {
+		if err := writeCgroup(dir, "devices.allow", r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dirFor returns the v1 directory of g in the hierarchy of a controller.
+func (c *Cgroups) dirFor(g *Cgroup, controller string) string {
+	h := c.host.Hierarchy(controller)
+	if h == nil || h.Unified {
+		return ""
+	}
+	return h.Path + g.Rel
+}
+
+func writeCgroup(dir, file, value string) error {
+	fd, err := unix.Open(dir+"/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir + "/" + file, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return fmt.Errorf("failed to write %q to %s: %w", value, dir+"/"+file, err)
+	}
+	return nil
+}
+
+// Apply writes limits. Nil fields stay as they are.
+func (c *Cgroups) Apply(g *Cgroup, r *specs.LinuxResources) error {
+	if r == nil {
+		return nil
+	}
+	if c.host.CgroupV2 {
+		return c.applyV2(g, r)
+	}
+	return c.applyV1(g, r)
+}
+
+type setting struct{ controller, file, value string }
+
+func (c *Cgroups) applyV1(g *Cgroup, r *specs.LinuxResources) error {
+	var s []setting
+	add := func(ctrl, file, value string) { s = append(s, setting{ctrl, file, value}) }
+	if m := r.Memory; m != nil {
+		if m.Limit != nil && m.Swap != nil {
+			// Raising needs the sum first, lowering the memory first.
+			cur, _ := readInt(c.dirFor(g, "memory") + "/memory.memsw.limit_in_bytes")
+			if *m.Swap == -1 || *m.Swap > cur {
+				add("memory", "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
+				add("memory", "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
+			} else {
+				add("memory", "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
+				add("memory", "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
+			}
+		} else if m.Limit != nil {
+			add("memory", "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
+		} else if m.Swap != nil {
+			add("memory", "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
+		}
+		if m.Reservation != nil {
+			add("memory", "memory.soft_limit_in_bytes", strconv.FormatInt(*m.Reservation, 10))
+		}
+		if m.Swappiness != nil && int64(*m.Swappiness) >= 0 {
+			add("memory", "memory.swappiness", strconv.FormatUint(*m.Swappiness, 10))
+		}
+		if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
+			add("memory", "memory.oom_control", "1")
+		}
+	}
+	if p := r.CPU; p != nil {
+		if p.Shares != nil && *p.Shares != 0 {
+			add("cpu", "cpu.shares", strconv.FormatUint(*p.Shares, 10))
+		}
+		if p.Period != nil && *p.Period != 0 {
+			add("cpu", "cpu.cfs_period_us", strconv.FormatUint(*p.Period, 10))
+		}
+		if p.Quota != nil && *p.Quota != 0 {
+			add("cpu", "cpu.cfs_quota_us", strconv.FormatInt(*p.Quota, 10))
+		}
+		if p.RealtimePeriod != nil && *p.RealtimePeriod != 0 {
+			add("cpu", "cpu.rt_period_us", strconv.FormatUint(*p.RealtimePeriod, 10))
+		}
+		if p.RealtimeRuntime != nil && *p.RealtimeRuntime != 0 {
+			add("cpu", "cpu.rt_runtime_us", strconv.FormatInt(*p.RealtimeRuntime, 10))
+		}
+		if p.Cpus != "" {
+			add("cpuset", "cpuset.cpus", p.Cpus)
+		}
+		if p.Mems != "" {
+			add("cpuset", "cpuset.mems", p.Mems)
+		}
+	}
+	if r.Pids != nil {
+		add("pids", "pids.max", pidsMax(*r.Pids.Limit))
+	}
+	if b := r.BlockIO; b != nil {
+		if b.Weight != nil && *b.Weight != 0 {
+			file := "blkio.weight"
+			if _, err := os.Stat(c.dirFor(g, "blkio") + "/" + file); err != nil {
+				file = "blkio.bfq.weight"
+			}
+			add("blkio", file, strconv.Itoa(int(*b.Weight)))
+		}
+		for _, t := range []struct {
+			file string
+			list []specs.LinuxThrottleDevice
+		}{
+			{"blkio.throttle.read_bps_device", b.ThrottleReadBpsDevice}, {"blkio.throttle.write_bps_device", b.ThrottleWriteBpsDevice},
+			{"blkio.throttle.read_iops_device", b.ThrottleReadIOPSDevice}, {"blkio.throttle.write_iops_device", b.ThrottleWriteIOPSDevice},
+		} {
+			for _, d := range t.list {
+				add("blkio", t.file, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate))
+			}
+		}
+	}
+	for _, d := range r.Devices {
+		file := "devices.deny"
+		if d.Allow {
+			file = "devices.allow"
+		}
+		add("devices", file, deviceRule(d))
+	}
+	for _, x := range s {
+		dir := c.dirFor(g, x.controller)
+		if dir == "" {
+			return fmt.Errorf("the cgroup controller %q is not available on this machine", x.controller)
+		}
+		if err := writeCgroup(dir, x.file, x.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The Devices of an OCI specification that this engine makes begin with
+// "deny all" and the default rules; a cgroup from Make holds them already.
+func deviceRule(d specs.LinuxDeviceCgroup) string {
+	num := func(n *int64) string {
+		if n == nil || *n < 0 {
+			return "*"
+		}
+		return strconv.FormatInt(*n, 10)
+	}
+	typ := d.Type
+	if typ == "" {
+		typ = "a"
+	}
+	access := d.Access
+	if access == "" {
+		access = "rwm"
+	}
+	if typ == "a" {
+		return "a"
+	}
+	return fmt.Sprintf("%s %s:%s %s", typ, num(d.Major), num(d.Minor), access)
+}
+
+func pidsMax(n int64) string {
+	if n <= 0 {
+		return "max"
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func limitV2(n int64) string {
+	if n < 0 {
+		return "max"
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func (c *Cgroups) applyV2(g *Cgroup, r *specs.LinuxResources) error {
+	var s [][2]string
+	add := func(file, value string) { s = append(s, [2]string{file, value}) }
+	if m := r.Memory; m != nil {
+		if m.Swap != nil {
+			swap := *m.Swap
+			if swap > 0 && m.Limit != nil && *m.Limit > 0 {
+				swap -= *m.Limit // v2 counts swap alone, the specification memory and swap
+			}
+			add("memory.swap.max", limitV2(swap))
+		}
+		if m.Limit != nil && *m.Limit != 0 {
+			add("memory.max", limitV2(*m.Limit))
+		}
+		if m.Reservation != nil && *m.Reservation != 0 {
+			add("memory.low", limitV2(*m.Reservation))
+		}
+	}
+	if p := r.CPU; p != nil {
+		if p.Shares != nil && *p.Shares != 0 {
+			add("cpu.weight", strconv.FormatUint(sharesToWeight(*p.Shares), 10))
+		}
+		if p.Quota != nil && *p.Quota != 0 || p.Period != nil && *p.Period != 0 {
+			quota, period := "max", uint64(100000)
+			if p.Quota != nil && *p.Quota > 0 {
+				quota = strconv.FormatInt(*p.Quota, 10)
+			}
+			if p.Period != nil && *p.Period != 0 {
+				period = *p.Period
+			}
+			add("cpu.max", fmt.Sprintf("%s %d", quota, period))
+		}
+		if p.Cpus != "" {
+			add("cpuset.cpus", p.Cpus)
+		}
+		if p.Mems != "" {
+			add("cpuset.mems", p.Mems)
+		}
+	}
+	if r.Pids != nil {
+		add("pids.max", pidsMax(*r.Pids.Limit))
+	}
+	if b := r.BlockIO; b != nil {
+		if b.Weight != nil && *b.Weight != 0 {
+			add("io.weight", strconv.FormatUint(1+(uint64(*b.Weight)-10)*9999/990, 10))
+		}
+		for _, t := range []struct {
+			key  string
+			list []specs.LinuxThrottleDevice
+		}{{"rbps", b.ThrottleReadBpsDevice}, {"wbps", b.ThrottleWriteBpsDevice}, {"riops", b.ThrottleReadIOPSDevice}, {"wiops", b.ThrottleWriteIOPSDevice}} {
+			for _, d := range t.list {
+				add("io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, t.key, d.Rate))
+			}
+		}
+	}
+	for k, v := range r.Unified {
+		if strings.Contains(k, "/") {
+			return fmt.Errorf("unified resource %q must be a file name (no slashes)", k)
+		}
+		add(k, v)
+	}
+	for _, x := range s {
+		if err := writeCgroup(g.V2, x[0], x[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sharesToWeight maps cpu.shares (2 to 262144) to cpu.weight (1 to 10000) so
+// that the defaults, 1024 and 100, meet (OCI runtimes agreed on this curve).
+func sharesToWeight(shares uint64) uint64 {
+	return 1 + (max(2, min(shares, 262144))-2)*9999/262142
+}
+
+// Freeze stops or resumes every process of the cgroup and waits until it is so.
+func (c *Cgroups) Freeze(g *Cgroup, frozen bool) error {
+	if c.host.CgroupV2 {
+		v, want := "0", "frozen 0"
+		if frozen {
+			v, want = "1", "frozen 1"
+		}
+		if err := writeCgroup(g.V2, "cgroup.freeze", v); err != nil {
+			return err
+		}
+		return waitFor(g.V2+"/cgroup.events", func(s string) bool { return strings.Contains(s, want) })
+	}
+	dir, v := c.dirFor(g, "freezer"), "THAWED"
+	if frozen {
+		v = "FROZEN"
+	}
+	if dir == "" {
+		return errors.New("the cgroup controller \"freezer\" is not available on this machine")
+	}
+	if err := writeCgroup(dir, "freezer.state", v); err != nil {
+		return err
+	}
+	return waitFor(dir+"/freezer.state", func(s string) bool { return strings.TrimSpace(s) == v })
+}
+
+func waitFor(file string, ok func(string) bool) error {
+	for d := 100 * time.Microsecond; d < 4*time.Second; d += d / 2 {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if ok(string(raw)) {
+			return nil
+		}
+		time.Sleep(d)
+	}
+	return fmt.Errorf("%s did not change in time", file)
+}
+
+// Pids lists the processes of the cgroup and those below it.
+func (c *Cgroups) Pids(g *Cgroup) ([]int, error) {
+	root := g.V2
+	if !c.host.CgroupV2 {
+		root = c.dirFor(g, "pids")
+		if root == "" && len(g.V1) > 0 {
+			root = g.V1[0]
+		}
+	}
+	var pids []int
+	err := filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil //nolint:nilerr // a cgroup that went away holds no process
+		}
+		raw, _ := os.ReadFile(p + "/cgroup.procs")
+		for _, f := range strings.Fields(string(raw)) {
+			if n, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, n)
+			}
+		}
+		return nil
+	})
+	return pids, err
+}
+
+// OOMKills tells how many processes the kernel killed for want of memory.
+func (c *Cgroups) OOMKills(g *Cgroup) int {
+	file := g.V2 + "/memory.events"
+	if !c.host.CgroupV2 {
+		dir := c.dirFor(g, "memory")
+		if dir == "" {
+			return 0
+		}
+		file = dir + "/memory.oom_control"
+	}
+	raw, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(raw)) {
+		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ := strconv.Atoi(strings.TrimSpace(v))
+			return n
+		}
+	}
+	return 0
+}
+
+// KillAll ends every process in the cgroup and waits a moment for it to empty.
+func (c *Cgroups) KillAll(g *Cgroup) {
+	if g.V2 != "" && c.host.CgroupV2 && writeCgroup(g.V2, "cgroup.kill", "1") == nil {
+		return
+	}
+	for range 50 {
+		pids, _ := c.Pids(g)
+		if len(pids) == 0 {
+			return
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Remove removes the cgroup and what the container made below it. It tries for
+// a while, since a cgroup is busy until its last process is reaped.
+func (c *Cgroups) Remove(g *Cgroup) error {
+	if g.V2FD >= 0 {
+		_ = unix.Close(g.V2FD)
+		g.V2FD = -1
+	}
+	dirs := g.V1
+	if g.V2 != "" {
+		dirs = append(dirs[:len(dirs):len(dirs)], g.V2)
+	}
+	var first error
+	for _, d := range dirs {
+		if err := removeCgroup(d); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func removeCgroup(dir string) error {
+	for d := time.Millisecond; ; d *= 2 {
+		err := unix.Rmdir(dir)
+		if err == nil || err == unix.ENOENT { //nolint:errorlint // a bare errno
+			return nil
+		}
+		if d > 300*time.Millisecond {
+			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+		if entries, rerr := os.ReadDir(dir); rerr == nil {
+			for _, e := range entries {
+				if e.IsDir() {
+					_ = removeCgroup(filepath.Join(dir, e.Name()))
+				}
+			}
+		}
+		if unix.Rmdir(dir) == nil {
+			return nil
+		}
+		time.Sleep(d)
+	}
+}
+
+func readInt(file string) (int64, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+}

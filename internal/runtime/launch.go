@@ -1,0 +1,562 @@
+package runtime
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/runtime/initprog"
+)
+
+// Launch is one process about to be started: the first of a container, or one
+// more inside it (Join set). Descriptors stay the caller's.
+type Launch struct {
+	Spec  *specs.Spec
+	Stdio [3]int
+
+	RootFD  int         // detached mount of the root filesystem
+	MountFD map[int]int // by index in Spec.Mounts: detached clones of bind sources
+	NSFD    map[specs.LinuxNamespaceType]int
+	Dev     *DevTree
+
+	Seccomp      []byte // compiled filter, struct sock_filter after another
+	SeccompFlags uint
+
+	CgroupV1 []string // directories to join, one for each v1 hierarchy
+	CgroupV2 int      // descriptor of the v2 directory to be born in, -1 for none
+
+	Base          string // a directory to stack the root filesystem on before pivot_root
+	Empty         string // an empty read-only directory, for masks
+	PrivateMounts bool   // the present mount namespace is not private: make the copy so
+	ConsolePath   string // "/dev/pts/N" for /dev/console
+	Init          bool   // run an init as process 1
+	StartFD       int    // read end that holds the process before execve, -1 for none
+
+	// Join is the pidfd of the process whose namespaces an exec joins, -1 for a start.
+	Join    int
+	JoinPid bool // its pid namespace is not this process's
+
+	targets    map[int]targetKind
+	kernelDirs bool
+	lastCap    int
+}
+
+// Process is a started one. The caller closes PidFD and MountNS.
+type Process struct {
+	Pid     int
+	PidFD   int
+	MountNS int // holds the mount namespace past the exit, so that its end is not on the exit path; -1 for none
+}
+
+type targetKind uint8
+
+const (
+	targetMissing targetKind = iota // make a directory
+	targetThere
+	targetFile // make a file
+)
+
+// StartError says at which stage a start failed, on what, and why.
+type StartError struct {
+	Stage Stage
+	Errno unix.Errno
+	Path  string
+	Msg   string // set when the reason is not an errno
+}
+
+func (e *StartError) Error() string {
+	switch {
+	case e.Msg != "":
+		return e.Msg
+	case e.Stage == StageExec:
+		if e.Errno == unix.ENOENT && !strings.Contains(e.Path, "/") {
+			return fmt.Sprintf("exec: %q: executable file not found in $PATH", e.Path)
+		}
+		if e.Errno == unix.ENOENT {
+			return fmt.Sprintf("exec: %q: stat %s: no such file or directory", e.Path, e.Path)
+		}
+		if e.Errno == unix.ENOEXEC {
+			return fmt.Sprintf("exec %s: exec format error", e.Path)
+		}
+		return fmt.Sprintf("exec: %q: %v", e.Path, e.Errno)
+	case e.Stage == StageCwd:
+		return fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %v", e.Path, e.Errno)
+	case e.Stage == StageRlimit:
+		return fmt.Sprintf("error setting rlimits for ready process: error setting rlimit type %s: %v", e.Path, e.Errno)
+	default:
+		return fmt.Sprintf("%s: cannot set up %q: %v", e.Stage, e.Path, e.Errno)
+	}
+}
+
+// Unwrap gives the errno.
+func (e *StartError) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+func (l *Launch) newNamespace(t specs.LinuxNamespaceType) bool {
+	if _, joined := l.NSFD[t]; joined {
+		return false
+	}
+	return slices.ContainsFunc(l.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
+}
+
+func (l *Launch) userNS() bool { return l.newNamespace(specs.UserNamespace) }
+
+// cgroupDir is the container's directory in a v1 hierarchy, or the hierarchy
+// itself where it has none.
+func (l *Launch) cgroupDir(h Hierarchy) string {
+	for _, d := range l.CgroupV1 {
+		if within(d, h.Path) {
+			return d
+		}
+	}
+	return h.Path
+}
+
+// Runtime starts processes. It is safe for use by several goroutines.
+type Runtime struct {
+	Host *Host
+	init string // "/proc/self/fd/N" of the sealed init program
+	fd   int
+}
+
+// New prepares the init program and reads the host.
+func New() (*Runtime, error) {
+	h, err := ReadHost()
+	if err != nil {
+		return nil, err
+	}
+	elf, err := initprog.ELF(goruntime.GOARCH)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := sealed("berth-init", elf)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the init program: %w", err)
+	}
+	return &Runtime{Host: h, init: fmt.Sprintf("/proc/self/fd/%d", fd), fd: fd}, nil
+}
+
+// sealed returns a memory file that nobody can change any more.
+func sealed(name string, data []byte) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if err == unix.EINVAL { //nolint:errorlint // kernels before 6.3 do not know MFD_EXEC
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return -1, err
+	}
+	// A descriptor number far from stdio: ForkExec moves low ones around.
+	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 100); err == nil {
+		_ = unix.Close(fd)
+		fd = high
+	}
+	if _, err = unix.Write(fd, data); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Start starts the first process of a container.
+func (r *Runtime) Start(l *Launch) (*Process, error) {
+	l.lastCap = r.Host.LastCap
+	if err := l.lookAtTargets(); err != nil {
+		return nil, err
+	}
+	p, err := newPlan(l, r.Host)
+	if err != nil {
+		return nil, err
+	}
+	var flags uintptr
+	for _, ns := range l.Spec.Linux.Namespaces {
+		if _, joined := l.NSFD[ns.Type]; !joined && ns.Type != specs.CgroupNamespace {
+			flags |= nsFlags[ns.Type]
+		}
+	}
+	files := []int{l.Stdio[0], l.Stdio[1], l.Stdio[2], -1, -1, l.RootFD, -1, -1, -1, -1}
+	if l.Dev != nil {
+		copy(files[fdDev:], []int{l.Dev.Root, l.Dev.Pts, l.Dev.Shm, l.Dev.Null})
+	}
+	attr := &syscall.SysProcAttr{Cloneflags: flags}
+	if flags&unix.CLONE_NEWUSER != 0 {
+		attr.UidMappings, attr.GidMappings = idMap(l.Spec.Linux.UIDMappings), idMap(l.Spec.Linux.GIDMappings)
+		attr.GidMappingsEnableSetgroups = true
+	}
+	pidNS := -1
+	if fd, ok := l.NSFD[specs.PIDNamespace]; ok {
+		pidNS = fd
+	}
+	return r.run(p, append(files, p.extra...), attr, pidNS)
+}
+
+// Exec starts one more process in a running container: it joins the namespaces
+// of l.Join, then is what l.Spec.Process says.
+func (r *Runtime) Exec(l *Launch) (*Process, error) {
+	l.lastCap = r.Host.LastCap
+	p := &plan{table: newTable(), l: l}
+	p.stage = StageProcess
+	p.call("dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	p.cgroups(r.Host)
+	p.stage = StageNamespace
+	if l.userNS() {
+		p.call("user", unix.SYS_SETNS, fdRoot, unix.CLONE_NEWUSER)
+	}
+	var flags uintptr
+	for _, ns := range l.Spec.Linux.Namespaces {
+		if ns.Type != specs.PIDNamespace && ns.Type != specs.UserNamespace {
+			flags |= nsFlags[ns.Type]
+		}
+	}
+	p.call("namespaces", unix.SYS_SETNS, fdRoot, uint64(flags))
+	p.session()
+	p.call("descriptors", unix.SYS_CLOSE_RANGE, initprog.FDReport+1, 0xffffffff, 0)
+	if err := p.limits(r.Host); err != nil {
+		return nil, err
+	}
+	if err := p.process(l.Spec.Process, r.Host); err != nil {
+		return nil, err
+	}
+	pidNS := -1
+	if l.JoinPid {
+		pidNS = l.Join
+	}
+	files := []int{l.Stdio[0], l.Stdio[1], l.Stdio[2], -1, -1, l.Join}
+	return r.run(p, append(files, p.extra...), &syscall.SysProcAttr{}, pidNS)
+}
+
+func idMap(ms []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	out := make([]syscall.SysProcIDMap, 0, len(ms))
+	for _, m := range ms {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+	}
+	return out
+}
+
+// run writes the table, starts the init program with it and waits until the
+// program has been replaced or has failed.
+func (r *Runtime) run(p *plan, files []int, attr *syscall.SysProcAttr, pidNS int) (*Process, error) {
+	ops, data, err := p.encode()
+	if err != nil {
+		return nil, &StartError{Stage: StageExec, Errno: unix.E2BIG, Path: p.l.Spec.Process.Args[0]}
+	}
+	mem, err := unix.MemfdCreate("table", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if err == unix.EINVAL { //nolint:errorlint // a bare errno; before 6.3
+		mem, err = unix.MemfdCreate("table", unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(mem)
+	if _, err = unix.Pwrite(mem, ops, 0); err == nil {
+		_, err = unix.Pwrite(mem, data, dataOffset)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var report [2]int
+	if err := unix.Pipe2(report[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
+	}
+	defer unix.Close(report[0])
+	files[initprog.FDTable], files[initprog.FDReport] = mem, report[1]
+	fds := make([]uintptr, len(files))
+	for i, fd := range files {
+		fds[i] = uintptr(fd)
+		if fd < 0 {
+			fds[i] = ^uintptr(0)
+		}
+	}
+	pidFD := -1
+	attr.PidFD = &pidFD
+	if p.l.CgroupV2 >= 0 {
+		attr.UseCgroupFD, attr.CgroupFD = true, p.l.CgroupV2
+	}
+	pid, err := forkIn(pidNS, r.init, &syscall.ProcAttr{Files: fds, Sys: attr, Dir: "", Env: []string{}})
+	_ = unix.Close(report[1])
+	if err != nil {
+		return nil, &StartError{Stage: StageNamespace, Path: "clone", Errno: errnoOf(err)}
+	}
+	proc := &Process{Pid: pid, PidFD: pidFD, MountNS: -1}
+	if p.l.Join < 0 {
+		proc.MountNS = mountNSOf(pidFD)
+	}
+	if err := p.result(report[0]); err != nil {
+		_ = unix.PidfdSendSignal(pidFD, unix.SIGKILL, nil, 0)
+		_ = unix.Waitid(unix.P_PIDFD, pidFD, nil, unix.WEXITED, nil)
+		_ = unix.Close(pidFD)
+		if proc.MountNS >= 0 {
+			_ = unix.Close(proc.MountNS)
+		}
+		return nil, err
+	}
+	return proc, nil
+}
+
+// pidNSMu keeps threads that visit another pid namespace apart from nothing
+// but themselves; it bounds their number.
+var pidNSMu sync.Mutex
+
+// forkIn is ForkExec, with the child in the pid namespace of pidNS (a pidfd or
+// namespace descriptor) when that is not negative.
+func forkIn(pidNS int, prog string, attr *syscall.ProcAttr) (int, error) {
+	argv := []string{"berth-init"}
+	if pidNS < 0 {
+		return syscall.ForkExec(prog, argv, attr)
+	}
+	pidNSMu.Lock()
+	defer pidNSMu.Unlock()
+	goruntime.LockOSThread()
+	own, err := unix.Open("/proc/thread-self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		goruntime.UnlockOSThread()
+		return 0, err
+	}
+	defer unix.Close(own)
+	if err := unix.Setns(pidNS, unix.CLONE_NEWPID); err != nil {
+		goruntime.UnlockOSThread()
+		return 0, err
+	}
+	pid, err := syscall.ForkExec(prog, argv, attr)
+	if serr := unix.Setns(own, unix.CLONE_NEWPID); serr == nil {
+		goruntime.UnlockOSThread() // else the thread ends with this goroutine
+	}
+	return pid, err
+}
+
+const pidfdGetMntNamespace = 0xff03 // _IO(PIDFS_IOCTL_MAGIC, 3), linux/pidfd.h, since 6.11
+
+func mountNSOf(pidFD int) int {
+	fd, err := unix.IoctlRetInt(pidFD, pidfdGetMntNamespace)
+	if err != nil {
+		return -1 // an older kernel, or already gone
+	}
+	return fd
+}
+
+// result reads the report pipe to its end. Failures of single execve attempts
+// count only when the last one failed too.
+func (p *plan) result(fd int) error {
+	var buf [16]byte
+	var exec *StartError
+	for {
+		n, err := readFull(fd, buf[:])
+		if err != nil {
+			return err
+		}
+		if n < len(buf) {
+			break
+		}
+		o, ok := p.failed(binary.LittleEndian.Uint64(buf[:]))
+		if !ok {
+			return errors.New("berth-init sent a report that makes no sense")
+		}
+		e := &StartError{Stage: o.stage, Path: o.path, Errno: unix.Errno(binary.LittleEndian.Uint64(buf[8:]))}
+		if o.stage != StageExec || o.flags&initprog.FlagContinue == 0 {
+			return e
+		}
+		e.Path = p.l.Spec.Process.Args[0]
+		last := o.path == p.ops[len(p.ops)-2].path
+		if exec == nil || e.Errno == unix.EACCES || exec.Errno == unix.ENOENT && e.Errno != unix.ENOTDIR {
+			exec = e
+		}
+		if last {
+			if exec.Errno == unix.ENOTDIR && !strings.Contains(exec.Path, "/") {
+				exec.Errno = unix.ENOENT
+			}
+			return p.explain(exec)
+		}
+	}
+	if len(candidates(p.l.Spec.Process)) == 0 {
+		return &StartError{Stage: StageExec, Errno: unix.ENOENT, Path: p.l.Spec.Process.Args[0]}
+	}
+	return nil
+}
+
+// explain looks at the file that could not be run, for a better reason.
+func (p *plan) explain(e *StartError) error {
+	if e.Errno != unix.EACCES || p.l.Join >= 0 {
+		return e
+	}
+	for _, c := range candidates(p.l.Spec.Process) {
+		var st unix.Stat_t
+		fd, err := openInRoot(p.l.RootFD, c, unix.O_PATH)
+		if err != nil {
+			continue
+		}
+		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && strings.Contains(e.Path, "/") {
+			e.Errno = unix.EISDIR
+		}
+		_ = unix.Close(fd)
+	}
+	return e
+}
+
+func readFull(fd int, b []byte) (int, error) {
+	n := 0
+	for n < len(b) {
+		m, err := unix.Read(fd, b[n:])
+		if err == unix.EINTR { //nolint:errorlint // a bare errno
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		if m == 0 {
+			break
+		}
+		n += m
+	}
+	return n, nil
+}
+
+func errnoOf(err error) unix.Errno {
+	var e unix.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return unix.EIO
+}
+
+// openInRoot opens p below root; no link leads out of it.
+func openInRoot(root int, p string, flags int) (int, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for range 32 { // EAGAIN: a rename went on at the same time
+		fd, err := unix.Openat2(root, p, &how)
+		if err != unix.EAGAIN && err != unix.EINTR { //nolint:errorlint // bare errnos
+			return fd, err
+		}
+	}
+	return -1, unix.EAGAIN
+}
+
+// lookAtTargets finds, through the root's descriptor, which mount points are
+// there already, so that the child makes only what is missing, and makes in the
+// root those whose way leads over symbolic links.
+func (l *Launch) lookAtTargets() error {
+	l.targets = make(map[int]targetKind, len(l.Spec.Mounts))
+	l.kernelDirs = true
+	for i, m := range l.Spec.Mounts {
+		dest := path.Clean("/" + m.Destination)
+		nested := false
+		for j, other := range l.Spec.Mounts {
+			if j != i && path.Clean("/"+other.Destination) != dest && within(dest, other.Destination) {
+				nested = true
+			}
+		}
+		file := false
+		if fd, ok := l.MountFD[i]; ok {
+			var st unix.Stat_t
+			if err := unix.Fstat(fd, &st); err != nil {
+				return err
+			}
+			file = st.Mode&unix.S_IFMT != unix.S_IFDIR
+		} else if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+			st, err := os.Stat(m.Source)
+			if err != nil {
+				return &StartError{Stage: StageMount, Path: m.Source, Errno: errnoOf(err)}
+			}
+			file = !st.IsDir()
+		}
+		if file {
+			l.targets[i] = targetFile
+		}
+		if nested {
+			continue
+		}
+		fd, err := openInRoot(l.RootFD, dest, unix.O_PATH)
+		if err != nil {
+			if fd, err = makeInRoot(l.RootFD, dest, file); err != nil {
+				return &StartError{Stage: StageMount, Path: dest, Errno: errnoOf(err)}
+			}
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(fd, &st)
+		_ = unix.Close(fd)
+		if err != nil {
+			return err
+		}
+		if isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; isDir == file {
+			return &StartError{Stage: StageMount, Path: dest, Errno: unix.ENOTDIR, Msg: fmt.Sprintf(
+				"error mounting %q to rootfs at %q: not a directory: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type", m.Source, dest)}
+		}
+		l.targets[i] = targetThere
+	}
+	return nil
+}
+
+// makeInRoot makes the directories of p below root, and p itself as a file if
+// asked, following links that stay inside.
+func makeInRoot(root int, p string, file bool) (int, error) {
+	parts := strings.Split(strings.Trim(p, "/"), "/")
+	todo, links := parts, 0
+	cur := "" // resolved so far, free of links
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			cur = strings.TrimSuffix(path.Dir("/"+cur), "/")
+			cur = strings.TrimPrefix(cur, "/")
+			continue
+		}
+		dir := unix.AT_FDCWD
+		var err error
+		if dir, err = openInRoot(root, "/"+cur, unix.O_PATH|unix.O_DIRECTORY); err != nil {
+			return -1, err
+		}
+		var st unix.Stat_t
+		err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == unix.ENOENT { //nolint:errorlint // a bare errno
+			if len(todo) == 0 && file {
+				err = unix.Mknodat(dir, name, unix.S_IFREG|0o755, 0)
+			} else {
+				err = unix.Mkdirat(dir, name, 0o755)
+			}
+			if err == unix.EEXIST { //nolint:errorlint // a bare errno
+				err = nil
+			}
+		} else if err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			if links++; links > 40 {
+				_ = unix.Close(dir)
+				return -1, unix.ELOOP
+			}
+			buf := make([]byte, 4096)
+			n, rerr := unix.Readlinkat(dir, name, buf)
+			_ = unix.Close(dir)
+			if rerr != nil {
+				return -1, rerr
+			}
+			target := string(buf[:n])
+			if strings.HasPrefix(target, "/") {
+				cur = ""
+			}
+			todo = append(strings.Split(target, "/"), todo...)
+			continue
+		}
+		_ = unix.Close(dir)
+		if err != nil {
+			return -1, err
+		}
+		cur = path.Join(cur, name)
+	}
+	return openInRoot(root, "/"+cur, unix.O_PATH)
+}

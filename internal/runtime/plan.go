@@ -1,0 +1,351 @@
+package runtime
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/runtime/initprog"
+)
+
+// The descriptors that the child finds at fixed numbers, after 0 to 4.
+const (
+	fdRoot  = 5 // the root filesystem, a detached mount
+	fdDev   = 6 // the /dev tmpfs, detached
+	fdPts   = 7 // its devpts, detached
+	fdShm   = 8 // its shm, detached
+	fdNull  = 9 // /dev/null (char 1:3, checked by the parent), O_PATH
+	fdFirst = 10
+)
+
+// plan is a launch turned into a table and the descriptors that it names.
+type plan struct {
+	*table
+	l     *Launch
+	extra []int // parent's descriptors for fdFirst and on
+	dev   bool  // the /dev tree of the launch is used
+
+	sources map[string]int // path → the operation that cloned it, see openSources
+}
+
+const fdEmpty = 400 // a free number, so that it can stand in a string
+
+// pass hands a descriptor of the parent to the child and returns its number there.
+func (p *plan) pass(fd int) uint64 {
+	p.extra = append(p.extra, fd)
+	return uint64(fdFirst + len(p.extra) - 1)
+}
+
+// newPlan compiles the start of a container. It reads nothing but l and what
+// host says of this machine, so the result can be tested as data.
+func newPlan(l *Launch, host *Host) (*plan, error) {
+	p := &plan{table: newTable(), l: l}
+	s := l.Spec
+	if s.Process == nil || len(s.Process.Args) == 0 {
+		return nil, &StartError{Stage: StageExec, Errno: unix.EINVAL, Msg: "no command specified"}
+	}
+	p.cgroups(host)
+	p.namespaces()
+	p.session()
+	p.openSources(host)
+	p.pivot()
+	if err := p.mounts(host); err != nil {
+		return nil, err
+	}
+	p.masks(host)
+	p.leaveOldRoot()
+	p.names()
+	if err := p.limits(host); err != nil {
+		return nil, err
+	}
+	if l.StartFD >= 0 {
+		p.waitStart()
+	}
+	if err := p.process(s.Process, host); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// cgroups joins the v1 hierarchies. Writing 0 to "tasks" from the only thread
+// of the child skips the lock, and the grace period, that "cgroup.procs" takes.
+// A v2 cgroup is joined by the clone itself.
+func (p *plan) cgroups(host *Host) {
+	p.stage = StageCgroup
+	zero := p.str("0")
+	for _, dir := range p.l.CgroupV1 {
+		f := dir + "/tasks"
+		fd := p.call(f, unix.SYS_OPENAT, atFDCWD, p.str(f), unix.O_WRONLY|unix.O_CLOEXEC)
+		w := p.call(f, unix.SYS_WRITE, 0, zero, 1)
+		p.feed(fd, w, 0)
+	}
+}
+
+var nsFlags = map[specs.LinuxNamespaceType]uintptr{
+	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.MountNamespace: unix.CLONE_NEWNS, specs.IPCNamespace: unix.CLONE_NEWIPC,
+	specs.UTSNamespace: unix.CLONE_NEWUTS, specs.UserNamespace: unix.CLONE_NEWUSER,
+	specs.CgroupNamespace: unix.CLONE_NEWCGROUP, specs.TimeNamespace: unix.CLONE_NEWTIME,
+}
+
+// namespaces joins what is not made by the clone. A new cgroup namespace is
+// made only here, when the cgroups are joined: it roots itself at them.
+func (p *plan) namespaces() {
+	p.stage = StageNamespace
+	for _, ns := range p.l.Spec.Linux.Namespaces {
+		fd, given := p.l.NSFD[ns.Type]
+		switch {
+		case given && ns.Type != specs.PIDNamespace:
+			p.call(string(ns.Type), unix.SYS_SETNS, p.pass(fd), uint64(nsFlags[ns.Type]))
+		case !given && ns.Type == specs.CgroupNamespace:
+			p.call("cgroup", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+		}
+	}
+}
+
+// session detaches from the parent's session, takes the terminal, and gets a
+// keyring of its own.
+func (p *plan) session() {
+	p.stage = StageProcess
+	p.call("setsid", unix.SYS_SETSID)
+	if p.l.Spec.Process.Terminal {
+		p.call("terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	p.call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, p.str("_ses"))
+	p.last().flags = initprog.FlagIgnore // kernels without keyrings, and full quotas
+	p.call("umask", unix.SYS_UMASK, 0)
+}
+
+// pivot makes the container's root filesystem the root. The old root stays
+// stacked below until leaveOldRoot: procfs in a user namespace needs it visible.
+func (p *plan) pivot() {
+	p.stage = StageRootfs
+	if p.l.Empty != "" {
+		fd := p.call(p.l.Empty, unix.SYS_OPENAT, atFDCWD, p.str(p.l.Empty), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+		dup := p.call("empty", unix.SYS_DUP3, 0, fdEmpty, unix.O_CLOEXEC)
+		p.feed(fd, dup, 0)
+	}
+	old := p.call("/", unix.SYS_OPENAT, atFDCWD, p.str("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	d := p.call("old root", unix.SYS_DUP3, 0, fdEmpty+1, unix.O_CLOEXEC)
+	p.feed(old, d, 0)
+	if p.l.PrivateMounts {
+		p.call("/", unix.SYS_MOUNT, 0, p.str("/"), 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	}
+	p.moveMount(fdRoot, p.l.Base, "rootfs")
+	p.call("rootfs", unix.SYS_FCHDIR, fdRoot)
+	dot := p.str(".")
+	p.call("pivot_root", unix.SYS_PIVOT_ROOT, dot, dot)
+	p.call("/", unix.SYS_CHDIR, p.str("/"))
+}
+
+// moveMount attaches the detached mount fd at target.
+func (p *plan) moveMount(fd uint64, target, what string) int {
+	return p.call(what, unix.SYS_MOVE_MOUNT, fd, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+}
+
+func (p *plan) leaveOldRoot() {
+	p.stage = StageRootfs
+	p.call("old root", unix.SYS_FCHDIR, fdEmpty+1)
+	dot := p.str(".")
+	p.call("old root", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	if p.l.Spec.Root != nil && p.l.Spec.Root.Readonly {
+		p.setAttr("/", unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	}
+	p.call("/", unix.SYS_CHDIR, p.str("/"))
+	// No descriptor from outside may be reachable from here on, least of all by
+	// a working directory below /proc/self/fd.
+	keep := uint64(initprog.FDReport + 1)
+	if p.l.StartFD >= 0 {
+		p.call("start", unix.SYS_DUP3, p.pass(p.l.StartFD), keep, unix.O_CLOEXEC)
+		keep++
+	}
+	p.call("descriptors", unix.SYS_CLOSE_RANGE, keep, 0xffffffff, 0)
+}
+
+// waitStart blocks until the other end of the start pipe is written.
+func (p *plan) waitStart() {
+	p.stage = StageProcess
+	p.call("start", unix.SYS_READ, initprog.FDReport+1, p.bytes(make([]byte, 8)), 1)
+}
+
+// setAttr changes the attributes and the propagation of the mount at target.
+func (p *plan) setAttr(target string, set, clr, propagation uint64, recursive bool) {
+	attr := p.words(set, clr, propagation, 0)
+	flags := uint64(0)
+	if recursive {
+		flags = unix.AT_RECURSIVE
+	}
+	p.call(target, unix.SYS_MOUNT_SETATTR, atFDCWD, p.str(target), flags, attr, 32)
+}
+
+func (p *plan) names() {
+	s := p.l.Spec
+	p.stage = StageHostname
+	if s.Hostname != "" {
+		p.call(s.Hostname, unix.SYS_SETHOSTNAME, p.str(s.Hostname), uint64(len(s.Hostname)))
+	}
+	if s.Domainname != "" {
+		p.call(s.Domainname, unix.SYS_SETDOMAINNAME, p.str(s.Domainname), uint64(len(s.Domainname)))
+	}
+	p.stage = StageSysctl
+	for _, k := range sortedKeys(s.Linux.Sysctl) {
+		file := "/proc/sys/" + sysctlPath(k)
+		p.writeFile(file, s.Linux.Sysctl[k])
+	}
+}
+
+// sysctlPath turns net.ipv4.ip_forward into net/ipv4/ip_forward. As sysctl(8)
+// has it, a name whose first separator is a slash keeps its dots.
+func sysctlPath(k string) string {
+	if i := strings.IndexAny(k, "./"); i >= 0 && k[i] == '/' {
+		return k
+	}
+	return strings.NewReplacer(".", "/", "/", ".").Replace(k)
+}
+
+func (p *plan) writeFile(file, value string) {
+	fd := p.call(file, unix.SYS_OPENAT, atFDCWD, p.str(file), unix.O_WRONLY|unix.O_CLOEXEC)
+	w := p.call(file, unix.SYS_WRITE, 0, p.str(value), uint64(len(value)))
+	p.feed(fd, w, 0)
+}
+
+func (p *plan) limits(host *Host) error {
+	s := p.l.Spec
+	p.stage = StageProcess
+	if adj := s.Process.OOMScoreAdj; adj != nil && *adj != host.OOMScoreAdj {
+		p.writeFile("/proc/self/oom_score_adj", fmt.Sprint(*adj))
+	}
+	return p.rlimits(s.Process.Rlimits)
+}
+
+// masks hides MaskedPaths behind /dev/null or an empty directory, and makes
+// ReadonlyPaths read-only.
+func (p *plan) masks(host *Host) {
+	p.stage = StageMask
+	null, empty := p.str(fmt.Sprintf("/proc/self/fd/%d", fdNull)), p.str(fmt.Sprintf("/proc/self/fd/%d", fdEmpty))
+	for _, m := range p.l.Spec.Linux.MaskedPaths {
+		kind := host.kind(m)
+		if kind == kindMissing {
+			continue
+		}
+		target := p.str(m)
+		if kind == kindFile || kind == kindUnknown {
+			p.call(m, unix.SYS_MOUNT, null, target, 0, unix.MS_BIND, 0)
+			if kind == kindUnknown { // a directory answers ENOTDIR, what is not there ENOENT
+				p.last().flags = initprog.FlagIgnore
+				p.last().skipOK = 1
+			}
+		}
+		if kind == kindDir || kind == kindUnknown {
+			p.call(m, unix.SYS_MOUNT, empty, target, 0, unix.MS_BIND, 0)
+			p.last().allow = unix.ENOENT
+		}
+	}
+	for _, r := range p.l.Spec.Linux.ReadonlyPaths {
+		if host.kind(r) == kindMissing {
+			continue
+		}
+		target := p.str(r)
+		p.call(r, unix.SYS_MOUNT, target, target, 0, unix.MS_BIND|unix.MS_REC, 0)
+		p.last().allow = unix.ENOENT
+		p.last().skipErr = 1
+		p.setAttr(r, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	}
+}
+
+// process is the last part, shared by the first process and by exec: who it is,
+// what it may do, and execve.
+func (p *plan) process(pr *specs.Process, host *Host) error {
+	p.stage = StageCwd
+	cwd := pr.Cwd
+	if cwd == "" {
+		cwd = "/"
+	}
+	p.call(cwd, unix.SYS_CHDIR, p.str(cwd))
+	if len(p.l.Seccomp) > 0 && !pr.NoNewPrivileges {
+		p.seccomp() // needs CAP_SYS_ADMIN, so before the capabilities go
+	}
+	if err := p.credentials(pr); err != nil {
+		return err
+	}
+	p.stage = StageProcess
+	umask := uint64(0o022)
+	if pr.User.Umask != nil {
+		umask = uint64(*pr.User.Umask)
+	}
+	p.call("umask", unix.SYS_UMASK, umask)
+	for _, sig := range host.IgnoredSignals {
+		p.call("sigaction", unix.SYS_RT_SIGACTION, uint64(sig), p.bytes(make([]byte, 32)), 0, 8)
+	}
+	if p.l.Init {
+		p.reaper(pr)
+	}
+	if pr.ApparmorProfile != "" {
+		p.writeFile("/proc/self/attr/apparmor/exec", "exec "+pr.ApparmorProfile)
+	}
+	if len(p.l.Seccomp) > 0 && pr.NoNewPrivileges {
+		p.call("no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
+		p.seccomp()
+	} else if pr.NoNewPrivileges {
+		p.call("no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
+	}
+	p.stage = StageExec
+	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
+	argv, envp := p.strv(pr.Args), p.strv(pr.Env)
+	for _, file := range candidates(pr) {
+		p.call(file, unix.SYS_EXECVE, p.str(file), argv, envp)
+		p.last().flags = initprog.FlagContinue
+	}
+	p.call("exit", unix.SYS_EXIT_GROUP, 254)
+	return nil
+}
+
+// reaper makes this process the init of the container and goes on in a child.
+// The empty set of signals is set again in the child.
+func (p *plan) reaper(pr *specs.Process) {
+	all, none := p.words(^uint64(0)), p.words(0)
+	p.call("sigmask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, all, 0, 8)
+	c := p.call("clone", unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uint64(unix.SIGCHLD), 0, 0, 0, 0)
+	r := p.call("reap", initprog.OpReap, 0, all, p.bytes(make([]byte, 128)))
+	p.feed(c, r, 0)
+	p.call("setpgid", unix.SYS_SETPGID, 0, 0)
+	if pr.Terminal { // the foreground group; SIGTTOU is still blocked
+		pid := p.call("getpid", unix.SYS_GETPID)
+		pgrp := p.words(0)
+		p.ops[pid].store = pgrp
+		p.call("terminal", unix.SYS_IOCTL, 0, unix.TIOCSPGRP, pgrp)
+	}
+	p.call("sigmask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)
+}
+
+// seccomp installs the compiled filter.
+func (p *plan) seccomp() {
+	p.stage = StageSeccomp
+	prog := p.words(uint64(len(p.l.Seccomp)/8), p.bytes(p.l.Seccomp)) // struct sock_fprog: u16 len, pointer
+	p.call("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uint64(p.l.SeccompFlags), prog)
+}
+
+// candidates are the files that execve tries: the command itself when it holds
+// a slash, else one for each directory of the container's PATH.
+func candidates(pr *specs.Process) []string {
+	name := pr.Args[0]
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	var list []string
+	for _, e := range pr.Env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			list = list[:0] // the last one counts, as in execvpe
+			for _, dir := range strings.Split(v, ":") {
+				if dir == "" {
+					dir = "."
+				}
+				list = append(list, path.Join(dir, name))
+			}
+		}
+	}
+	return list
+}
