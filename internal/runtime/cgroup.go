@@ -552,3 +552,13 @@ func readInt(file string) (int64, error) {
 	}
 	return strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
 }
+
+// RemoveParent removes an empty parent of cgroups.
+func (c *Cgroups) RemoveParent(rel string) {
+	for i := range c.host.Hierarchies {
+		_ = unix.Rmdir(c.host.Hierarchies[i].Path + rel) // in use by others: it stays
+	}
+	c.mu.Lock()
+	delete(c.parents, rel)
+	c.mu.Unlock()
+}

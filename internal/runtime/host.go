@@ -182,3 +182,12 @@ func (h *Host) kind(p string) pathKind {
 	h.kinds[p] = k
 	return k
 }
+
+// Prime looks at the paths that are masked by default, while the whole of
+// /proc and /sys can be seen.
+func (h *Host) Prime() error {
+	for _, p := range append(DefaultMaskedPaths(), DefaultReadonlyPaths()...) {
+		h.kind(p)
+	}
+	return nil
+}
