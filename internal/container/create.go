@@ -1,0 +1,628 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/image"
+	"berth.dev/berth/internal/logs"
+	"berth.dev/berth/internal/snapshot"
+	"berth.dev/berth/internal/state"
+	"berth.dev/berth/internal/undo"
+)
+
+// CreateRequest is what a container is made of.
+type CreateRequest struct {
+	Name             string
+	Platform         string // "os/arch[/variant]", "" for the host's
+	Config           *container.Config
+	HostConfig       *container.HostConfig
+	NetworkingConfig *network.NetworkingConfig
+}
+
+// Create makes a container, which does not run yet. The steps are: validate,
+// find the image, take the name, prepare the snapshot, write the record.
+func (s *Service) Create(ctx context.Context, req CreateRequest) (container.CreateResponse, error) {
+	var none container.CreateResponse
+	if req.Config == nil {
+		return none, errs.New(errs.Invalid, "config cannot be empty in order to create a container")
+	}
+	cfg, hc := *req.Config, container.HostConfig{}
+	if req.HostConfig != nil {
+		hc = *req.HostConfig
+	}
+	warnings, err := s.validate(&cfg, &hc)
+	if err != nil {
+		return none, err
+	}
+	img, err := s.o.Images.Resolve(ctx, cfg.Image)
+	if err != nil {
+		return none, err
+	}
+	if req.Platform != "" && !platformMatches(img, req.Platform) {
+		return none, errs.New(errs.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", cfg.Image, req.Platform)
+	}
+	merge(&cfg, img)
+	if len(cfg.Entrypoint) == 0 && len(cfg.Cmd) == 0 {
+		return none, errs.New(errs.Invalid, "no command specified")
+	}
+	r := &Record{
+		ID: newID(), Created: time.Now().UTC(), Image: img.ID, Platform: img.Config.OS, Config: &cfg, HostConfig: &hc,
+		Networks: req.NetworkingConfig, Driver: s.o.Snapshots.Name,
+	}
+	if r.Platform == "" {
+		r.Platform = "linux"
+	}
+	if cfg.Hostname == "" {
+		cfg.Hostname = r.ID.Short()
+		if hc.NetworkMode.IsHost() || hc.UTSMode.IsHost() {
+			if cfg.Hostname, err = os.Hostname(); err != nil {
+				return none, err
+			}
+		} else if hc.NetworkMode.IsContainer() {
+			cfg.Hostname = ""
+		}
+	}
+	argv := slices.Concat(cfg.Entrypoint, cfg.Cmd)
+	r.Path, r.Args = argv[0], argv[1:]
+	if r.Mounts, err = s.resolveMounts(r); err != nil {
+		return none, err
+	}
+
+	var u undo.Stack
+	defer u.Run()
+	if r.Name, err = s.reserve(req.Name, r.ID); err != nil {
+		return none, err
+	}
+	u.Add(func() { s.release(r.Name, r.ID) })
+	if err := s.o.Snapshots.Prepare(ctx, string(r.ID), img.Top()); err != nil {
+		return none, err
+	}
+	u.Add(func() { s.removeFiles(r.ID) })
+	c := &Container{execs: map[string]*Exec{}, warm: make(chan int, 1)}
+	go s.warmUp(c, r.ID)
+	if err := os.Mkdir(s.dir(r.ID), 0o710); err != nil {
+		return none, err
+	}
+	st := &Status{Phase: Created}
+	// A container that is removed by itself need not outlive a power cut.
+	durable := state.Sync
+	if hc.AutoRemove {
+		durable = state.Async
+	}
+	err = s.o.DB.Update(durable, func(tx *state.Tx) error {
+		if err := putRecord(tx, r); err != nil {
+			return err
+		}
+		if err := tx.Put("status", string(r.ID), st); err != nil {
+			return err
+		}
+		if err := tx.Put("name", r.Name, r.ID); err != nil {
+			return err
+		}
+		return tx.Put("ref", image.RefKey(r.Image, string(r.ID)), "container")
+	})
+	if err != nil {
+		c.dropWarm()
+		return none, err
+	}
+	u.Release()
+	c.rec.Store(r)
+	c.st.Store(st)
+	s.mu.Lock()
+	s.byID[r.ID] = c
+	s.mu.Unlock()
+	s.event(c, events.ActionCreate)
+	return container.CreateResponse{ID: string(r.ID), Warnings: warnings}, nil
+}
+
+// warmTime is how long a root made at create waits for its start.
+const warmTime = 2 * time.Second
+
+// warmUp attaches the root filesystem while the client is still reading the
+// answer: the start that mostly follows finds it done.
+func (s *Service) warmUp(c *Container, id ID) {
+	fd, err := s.attachRoot(context.Background(), id, false)
+	if err != nil {
+		fd = -1 // the start tries again and reports
+	}
+	c.warm <- fd
+	time.AfterFunc(warmTime, c.dropWarm)
+}
+
+func (c *Container) dropWarm() {
+	select {
+	case fd := <-c.warm:
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	default:
+	}
+}
+
+// attachRoot makes a container's root filesystem as a detached mount.
+func (s *Service) attachRoot(ctx context.Context, id ID, readonly bool) (int, error) {
+	m, err := s.o.Snapshots.Mounts(ctx, string(id))
+	if err != nil {
+		return -1, err
+	}
+	return snapshot.Attach(m, readonly)
+}
+
+func platformMatches(img *image.Image, platform string) bool {
+	f := strings.Split(strings.ToLower(platform), "/")
+	if f[0] != img.Config.OS && img.Config.OS != "" {
+		return false
+	}
+	return len(f) < 2 || f[1] == img.Config.Architecture || img.Config.Architecture == ""
+}
+
+// merge fills cfg with what the image says and the request does not.
+func merge(cfg *container.Config, img *image.Image) {
+	ic := img.Config.Config
+	if cfg.User == "" {
+		cfg.User = ic.User
+	}
+	if len(ic.ExposedPorts) > 0 {
+		if cfg.ExposedPorts == nil {
+			cfg.ExposedPorts = network.PortSet{}
+		}
+		for p := range ic.ExposedPorts {
+			if port, err := network.ParsePort(p); err == nil {
+				cfg.ExposedPorts[port] = struct{}{}
+			}
+		}
+	}
+	have := map[string]bool{}
+	for _, e := range cfg.Env {
+		k, _, _ := strings.Cut(e, "=")
+		have[k] = true
+	}
+	for _, e := range ic.Env {
+		if k, _, _ := strings.Cut(e, "="); !have[k] {
+			cfg.Env = append(cfg.Env, e)
+		}
+	}
+	if cfg.Labels == nil {
+		cfg.Labels = map[string]string{}
+	}
+	for k, v := range ic.Labels {
+		if _, ok := cfg.Labels[k]; !ok {
+			cfg.Labels[k] = v
+		}
+	}
+	if len(cfg.Entrypoint) == 0 {
+		if len(cfg.Cmd) == 0 {
+			cfg.Cmd = ic.Cmd
+		}
+		if cfg.Entrypoint == nil {
+			cfg.Entrypoint = ic.Entrypoint
+		}
+	}
+	// The CLI's --entrypoint "" comes as one empty string: no entrypoint at all.
+	if len(cfg.Entrypoint) == 1 && cfg.Entrypoint[0] == "" {
+		cfg.Entrypoint = nil
+	}
+	if cfg.Healthcheck == nil {
+		cfg.Healthcheck = ic.Healthcheck
+	} else if hc := ic.Healthcheck; hc != nil {
+		own := *cfg.Healthcheck
+		if len(own.Test) == 0 {
+			own.Test = hc.Test
+		}
+		if own.Interval == 0 {
+			own.Interval = hc.Interval
+		}
+		if own.Timeout == 0 {
+			own.Timeout = hc.Timeout
+		}
+		if own.StartPeriod == 0 {
+			own.StartPeriod = hc.StartPeriod
+		}
+		if own.StartInterval == 0 {
+			own.StartInterval = hc.StartInterval
+		}
+		if own.Retries == 0 {
+			own.Retries = hc.Retries
+		}
+		cfg.Healthcheck = &own
+	}
+	if cfg.WorkingDir == "" {
+		cfg.WorkingDir = ic.WorkingDir
+	}
+	for v := range ic.Volumes {
+		if cfg.Volumes == nil {
+			cfg.Volumes = map[string]struct{}{}
+		}
+		cfg.Volumes[v] = struct{}{}
+	}
+	if cfg.StopSignal == "" {
+		cfg.StopSignal = ic.StopSignal
+	}
+	if len(cfg.Shell) == 0 {
+		cfg.Shell = ic.Shell
+	}
+}
+
+const minMemory = 6 << 20
+
+// validate refuses what cannot work, and fills the host configuration with the
+// daemon's defaults.
+func (s *Service) validate(cfg *container.Config, hc *container.HostConfig) (warnings []string, err error) {
+	bad := func(format string, args ...any) ([]string, error) {
+		return nil, errs.New(errs.Invalid, format, args...)
+	}
+	if cfg.WorkingDir != "" {
+		cfg.WorkingDir = path.Clean(cfg.WorkingDir)
+		if !path.IsAbs(cfg.WorkingDir) {
+			return bad("the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
+		}
+	}
+	if cfg.StopSignal != "" {
+		if _, err := parseSignal(cfg.StopSignal); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range cfg.Env {
+		if e == "" || e[0] == '=' {
+			return bad("invalid environment variable: %s", e)
+		}
+	}
+	if len(cfg.Hostname) > 64 {
+		return bad("invalid hostname: %s: a hostname has at most 64 characters", cfg.Hostname)
+	}
+	if hc.Memory != 0 && hc.Memory < minMemory {
+		return bad("Minimum memory limit allowed is 6MB")
+	}
+	if hc.Memory > 0 && hc.MemorySwap > 0 && hc.MemorySwap < hc.Memory {
+		return bad("Minimum memoryswap limit should be larger than memory limit, see usage")
+	}
+	if hc.Memory == 0 && hc.MemorySwap > 0 {
+		return bad("You should always set the Memory limit when using Memoryswap limit, see usage")
+	}
+	if hc.NanoCPUs < 0 || hc.NanoCPUs > int64(runtime.NumCPU())*1e9 {
+		return bad("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
+	}
+	if hc.NanoCPUs > 0 && (hc.CPUPeriod > 0 || hc.CPUQuota > 0) {
+		return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	}
+	if hc.CPUPeriod != 0 && (hc.CPUPeriod < 1000 || hc.CPUPeriod > 1000000) {
+		return bad("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+	}
+	if hc.CPUQuota > 0 && hc.CPUQuota < 1000 {
+		return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	}
+	if hc.OomScoreAdj < -1000 || hc.OomScoreAdj > 1000 {
+		return bad("Invalid value %d, range for oom score adj is [-1000, 1000]", hc.OomScoreAdj)
+	}
+	if hc.ShmSize < 0 {
+		return bad("SHM size can not be less than 0")
+	}
+	if hc.AutoRemove && !hc.RestartPolicy.IsNone() {
+		return bad("can't create 'AutoRemove' container with restart policy")
+	}
+	switch hc.RestartPolicy.Name {
+	case "", container.RestartPolicyDisabled, container.RestartPolicyAlways, container.RestartPolicyUnlessStopped:
+		if hc.RestartPolicy.MaximumRetryCount > 0 {
+			return bad("invalid restart policy: maximum retry count can only be used with 'on-failure'")
+		}
+	case container.RestartPolicyOnFailure:
+		if hc.RestartPolicy.MaximumRetryCount < 0 {
+			return bad("invalid restart policy: maximum retry count cannot be negative")
+		}
+	default:
+		return bad("invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", hc.RestartPolicy.Name)
+	}
+	if !hc.IpcMode.Valid() {
+		return bad("invalid IPC mode: %s", hc.IpcMode)
+	}
+	if !hc.PidMode.Valid() {
+		return bad("invalid PID mode: %s", hc.PidMode)
+	}
+	if !hc.UTSMode.Valid() {
+		return bad("invalid UTS mode: %s", hc.UTSMode)
+	}
+	if !hc.UsernsMode.Valid() {
+		return bad("invalid USER mode: %s", hc.UsernsMode)
+	}
+	if !hc.CgroupnsMode.Valid() {
+		return bad("invalid CGROUP mode: %s", hc.CgroupnsMode)
+	}
+	if hc.Runtime != "" && hc.Runtime != s.o.Defaults.Runtime && hc.Runtime != "io.containerd.runc.v2" && hc.Runtime != "runc" {
+		return bad("unknown or invalid runtime name: %s", hc.Runtime)
+	}
+	switch m := hc.NetworkMode; {
+	case m == "" || m.IsDefault():
+		hc.NetworkMode = "default"
+	case m.IsNone(), m.IsHost():
+	case m.IsContainer():
+		if cfg.Hostname != "" {
+			return bad("conflicting options: hostname and the network mode")
+		}
+		if len(hc.PortBindings) > 0 || hc.PublishAllPorts {
+			return bad("conflicting options: port publishing and the container type network mode")
+		}
+	default:
+		return nil, errs.New(errs.NotFound, "network %s not found", m)
+	}
+	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
+		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	} else if len(hc.PortBindings) > 0 && !hc.NetworkMode.IsContainer() {
+		warnings = append(warnings, "Published ports are discarded: this engine has no bridge network yet, the container is reachable by --network host only")
+	}
+	if hc.LogConfig.Type == "" {
+		hc.LogConfig.Type = s.o.Defaults.LogDriver
+		if hc.LogConfig.Type == "" {
+			hc.LogConfig.Type = "json-file"
+		}
+		if len(hc.LogConfig.Config) == 0 {
+			hc.LogConfig.Config = s.o.Defaults.LogOpts
+		}
+	}
+	if hc.LogConfig.Config == nil {
+		hc.LogConfig.Config = map[string]string{}
+	}
+	if err := logs.ValidateDriver(hc.LogConfig.Type, hc.LogConfig.Config); err != nil {
+		return nil, errs.Wrap(errs.Invalid, err, "")
+	}
+	s.fillDefaults(hc)
+	for _, o := range hc.SecurityOpt {
+		k, v, ok := strings.Cut(o, "=")
+		if !ok {
+			k, v, ok = strings.Cut(o, ":")
+		}
+		switch {
+		case k == "no-new-privileges":
+			if _, err := strconv.ParseBool(v); ok && err != nil {
+				return bad("invalid --security-opt: %q", o)
+			}
+		case ok && (k == "seccomp" || k == "apparmor" || k == "label" || k == "systempaths" || k == "writable-cgroups"):
+		default:
+			return bad("invalid --security-opt 2: %q", o)
+		}
+	}
+	return warnings, nil
+}
+
+// fillDefaults writes what Docker's inspect shows for what was not asked for.
+func (s *Service) fillDefaults(hc *container.HostConfig) {
+	d := s.o.Defaults
+	if hc.ShmSize == 0 {
+		hc.ShmSize = d.ShmSize
+		if hc.ShmSize == 0 {
+			hc.ShmSize = 64 << 20
+		}
+	}
+	if hc.IpcMode == "" {
+		hc.IpcMode = d.IPC
+		if hc.IpcMode == "" {
+			hc.IpcMode = container.IPCModePrivate
+		}
+	}
+	if hc.CgroupnsMode == "" {
+		hc.CgroupnsMode = d.CgroupNS
+		if hc.Privileged && d.CgroupNS == container.CgroupnsModePrivate && !s.v2() {
+			hc.CgroupnsMode = container.CgroupnsModeHost
+		}
+	}
+	if hc.RestartPolicy.Name == "" {
+		hc.RestartPolicy.Name = container.RestartPolicyDisabled
+	}
+	if hc.Memory > 0 && hc.MemorySwap == 0 {
+		hc.MemorySwap = 2 * hc.Memory
+	}
+	if hc.Runtime == "" {
+		hc.Runtime = d.Runtime
+	}
+	if !hc.Privileged {
+		if hc.MaskedPaths == nil {
+			hc.MaskedPaths = defaultMasked()
+		}
+		if hc.ReadonlyPaths == nil {
+			hc.ReadonlyPaths = defaultReadonly()
+		}
+		if slices.Contains(hc.SecurityOpt, "systempaths=unconfined") {
+			hc.MaskedPaths, hc.ReadonlyPaths = []string{}, []string{}
+		}
+	}
+}
+
+// resolveMounts turns binds, mounts and tmpfs into one list, sorted so that a
+// mount comes after those it lies in.
+func (s *Service) resolveMounts(r *Record) ([]Mount, error) {
+	hc := r.HostConfig
+	var list []Mount
+	seen := map[string]bool{}
+	add := func(m Mount) error {
+		m.Destination = path.Clean(m.Destination)
+		if m.Destination == "/" {
+			return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config for type %q: invalid specification: destination can't be '/'", m.Source+":"+m.Destination, m.Type)
+		}
+		if seen[m.Destination] {
+			return errs.New(errs.Invalid, "Duplicate mount point: %s", m.Destination)
+		}
+		seen[m.Destination] = true
+		list = append(list, m)
+		return nil
+	}
+	for _, b := range hc.Binds {
+		m, err := parseBind(b)
+		if err != nil {
+			return nil, err
+		}
+		if err := add(m); err != nil {
+			return nil, err
+		}
+	}
+	for _, m := range hc.Mounts {
+		x, err := fromMount(m)
+		if err != nil {
+			return nil, err
+		}
+		if err := add(x); err != nil {
+			return nil, err
+		}
+	}
+	for dest, opts := range hc.Tmpfs {
+		if !path.IsAbs(dest) {
+			return nil, errs.New(errs.Invalid, "invalid mount path: '%s' mount path must be absolute", dest)
+		}
+		o, err := tmpfsOptions(dest, opts)
+		if err != nil {
+			return nil, err
+		}
+		if err := add(Mount{MountPoint: container.MountPoint{Type: mount.TypeTmpfs, Destination: dest, RW: true}, Options: o}); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	return list, nil
+}
+
+// parseBind reads "source:destination[:options]".
+func parseBind(spec string) (Mount, error) {
+	bad := func(why string) (Mount, error) {
+		return Mount{}, errs.New(errs.Invalid, "invalid volume specification: '%s'%s", spec, why)
+	}
+	f := strings.Split(spec, ":")
+	if len(f) < 2 || len(f) > 3 || f[0] == "" || f[1] == "" {
+		return bad("")
+	}
+	m := Mount{MountPoint: container.MountPoint{Type: mount.TypeBind, Source: f[0], Destination: f[1], RW: true}, MakeHost: true}
+	if !path.IsAbs(f[1]) {
+		return bad(fmt.Sprintf(": invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", f[1]))
+	}
+	if !path.IsAbs(f[0]) {
+		if strings.Contains(f[0], "/") {
+			return bad(fmt.Sprintf(": %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", f[0]))
+		}
+		return Mount{}, errs.New(errs.NotImplemented, "volume %s: this engine has no named volumes yet; use a host directory by its absolute path", f[0])
+	}
+	m.Source = path.Clean(f[0])
+	prop := mount.PropagationRPrivate
+	rec := "rbind"
+	if len(f) == 3 {
+		m.Mode = f[2]
+		for _, o := range strings.Split(f[2], ",") {
+			switch o {
+			case "ro":
+				m.RW = false
+			case "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "":
+			case "rprivate", "private", "rshared", "shared", "rslave", "slave":
+				prop = mount.Propagation(o)
+			case "bind":
+				rec = "bind"
+			case "rbind":
+			default:
+				return bad(fmt.Sprintf(": invalid mode: %s", f[2]))
+			}
+		}
+	}
+	m.Propagation = prop
+	m.Options = []string{rec, string(prop)}
+	if !m.RW {
+		m.Options = append(m.Options, "ro")
+	}
+	return m, nil
+}
+
+// fromMount reads one --mount.
+func fromMount(m mount.Mount) (Mount, error) {
+	bad := func(format string, args ...any) (Mount, error) {
+		return Mount{}, errs.New(errs.Invalid, "invalid mount config for type %q: %s", m.Type, fmt.Sprintf(format, args...))
+	}
+	if m.Target == "" {
+		return bad("field Target must not be empty")
+	}
+	if !path.IsAbs(m.Target) {
+		return bad("invalid mount path: '%s' mount path must be absolute", m.Target)
+	}
+	out := Mount{MountPoint: container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}}
+	switch m.Type {
+	case mount.TypeBind:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if !path.IsAbs(m.Source) {
+			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+		prop, rec := mount.PropagationRPrivate, "rbind"
+		if b := m.BindOptions; b != nil {
+			if b.Propagation != "" {
+				prop = b.Propagation
+			}
+			if b.NonRecursive {
+				rec = "bind"
+			}
+			out.MakeHost = b.CreateMountpoint
+		}
+		if _, err := os.Stat(m.Source); err != nil && !out.MakeHost {
+			return bad("bind source path does not exist: %s", m.Source)
+		}
+		out.Propagation = prop
+		out.Options = []string{rec, string(prop)}
+		if m.ReadOnly {
+			out.Options = append(out.Options, "ro")
+		}
+	case mount.TypeTmpfs:
+		if m.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		out.Options = []string{"nosuid", "nodev", "noexec"}
+		if t := m.TmpfsOptions; t != nil {
+			if t.SizeBytes > 0 {
+				out.Options = append(out.Options, "size="+strconv.FormatInt(t.SizeBytes, 10))
+			}
+			if t.Mode != 0 {
+				out.Options = append(out.Options, fmt.Sprintf("mode=%o", t.Mode))
+			}
+		}
+		if m.ReadOnly {
+			out.Options = append(out.Options, "ro")
+		}
+	case mount.TypeVolume:
+		return Mount{}, errs.New(errs.NotImplemented, "volume %s: this engine has no named volumes yet; use a bind mount", m.Source)
+	default:
+		return bad("mount type unknown")
+	}
+	return out, nil
+}
+
+// tmpfsOptions checks the words of --tmpfs and adds Docker's defaults.
+func tmpfsOptions(dest, opts string) ([]string, error) {
+	out := []string{"noexec", "nosuid", "nodev"}
+	for _, o := range strings.Split(opts, ",") {
+		key, _, hasValue := strings.Cut(o, "=")
+		switch key {
+		case "":
+			continue
+		case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol":
+			if !hasValue {
+				return nil, errs.New(errs.Invalid, "Invalid tmpfs option %q", o)
+			}
+		case "exec", "noexec", "suid", "nosuid", "dev", "nodev", "ro", "rw", "sync", "async", "atime", "noatime", "diratime",
+			"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "remount", "private", "rprivate", "shared",
+			"rshared", "slave", "rslave", "unbindable", "runbindable", "defaults", "bind", "rbind", "dirsync", "mand", "nomand":
+		default:
+			return nil, errs.New(errs.Invalid, "Invalid tmpfs option %q", o)
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}

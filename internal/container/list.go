@@ -1,0 +1,288 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/filter"
+)
+
+// ListOptions choose containers.
+type ListOptions struct {
+	All, Size bool
+	Limit     int // the newest ones; 0 for no limit
+	Filters   filter.Args
+}
+
+var listFilters = []string{
+	"ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network", "publish",
+	"since", "status", "volume",
+}
+
+// List returns containers, the newest first. It takes no lock that a start or a
+// stop holds.
+func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary, error) {
+	f := o.Filters
+	if err := f.Validate(listFilters...); err != nil {
+		return nil, err
+	}
+	var exits []int
+	for _, v := range f["exited"] {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "strconv.Atoi: parsing %q: invalid syntax", v)
+		}
+		exits = append(exits, n)
+	}
+	for _, v := range f["status"] {
+		if err := container.ValidateContainerState(container.ContainerState(v)); err != nil {
+			return nil, errs.New(errs.Invalid, "invalid filter 'status=%s'", v)
+		}
+	}
+	for _, v := range f["health"] {
+		if !slices.Contains([]string{"starting", "healthy", "unhealthy", "none"}, v) {
+			return nil, errs.New(errs.Invalid, "invalid filter 'health=%s'", v)
+		}
+	}
+	var before, since *Container
+	var err error
+	if f.Has("before") {
+		if before, err = s.Get(f["before"][0]); err != nil {
+			return nil, err
+		}
+	}
+	if f.Has("since") {
+		if since, err = s.Get(f["since"][0]); err != nil {
+			return nil, err
+		}
+	}
+	ancestors, err := s.ancestors(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	list := s.all()
+	slices.SortFunc(list, func(a, b *Container) int { return b.Record().Created.Compare(a.Record().Created) })
+	out := []container.Summary{}
+	for _, c := range list {
+		r, st := c.Record(), c.Status()
+		if !o.All && o.Limit <= 0 && !st.Phase.Running() && st.Phase != Restarting && !f.Has("status") && !f.Has("exited") && !f.Has("before") && !f.Has("since") {
+			continue
+		}
+		if before != nil && !r.Created.Before(before.Record().Created) || since != nil && !r.Created.After(since.Record().Created) {
+			continue
+		}
+		if len(exits) > 0 && (!slices.Contains(exits, st.ExitCode) || st.Phase.Running() || st.StartedAt.IsZero()) {
+			continue
+		}
+		if ancestors != nil && !ancestors[string(r.Image)] {
+			continue
+		}
+		if !matches(f, r, st) {
+			continue
+		}
+		sum := s.summary(r, st)
+		if o.Size {
+			sum.SizeRw, sum.SizeRootFs = s.size(ctx, r)
+		}
+		out = append(out, sum)
+		if o.Limit > 0 && len(out) == o.Limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+// ancestors are the image ids that the filter names; nil for no filter.
+func (s *Service) ancestors(ctx context.Context, f filter.Args) (map[string]bool, error) {
+	if !f.Has("ancestor") {
+		return nil, nil
+	}
+	out := map[string]bool{}
+	for _, a := range f["ancestor"] {
+		if img, err := s.o.Images.Resolve(ctx, a); err == nil {
+			out[string(img.ID)] = true
+		}
+	}
+	return out, nil
+}
+
+func matches(f filter.Args, r *Record, st *Status) bool {
+	if !f.Exact("status", string(st.Phase)) || !f.Labels("label", r.Config.Labels) || !f.Fuzzy("id", string(r.ID)) {
+		return false
+	}
+	if f.Has("health") && !f.Exact("health", "none") {
+		return false
+	}
+	if !f.Match("name", r.Name) && !f.Match("name", "/"+r.Name) {
+		return false
+	}
+	if f.Has("is-task") && f["is-task"][0] == "true" {
+		return false
+	}
+	if f.Has("network") {
+		name := networkName(r)
+		if !f.Exact("network", name) {
+			return false
+		}
+	}
+	if f.Has("volume") && !slices.ContainsFunc(r.Mounts, func(m Mount) bool {
+		return slices.Contains(f["volume"], m.Name) || slices.Contains(f["volume"], m.Source) || slices.Contains(f["volume"], m.Destination)
+	}) {
+		return false
+	}
+	for _, key := range []string{"expose", "publish"} {
+		if !f.Has(key) {
+			continue
+		}
+		found := false
+		for p := range r.Config.ExposedPorts {
+			if key == "expose" && (slices.Contains(f[key], p.String()) || slices.Contains(f[key], strconv.Itoa(int(p.Num())))) {
+				found = true
+			}
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// networkName is the network that a container is on, as a user calls it.
+func networkName(r *Record) string {
+	switch m := r.HostConfig.NetworkMode; {
+	case m.IsHost():
+		return "host"
+	case m.IsContainer():
+		return string(m)
+	default:
+		return "none"
+	}
+}
+
+func (s *Service) summary(r *Record, st *Status) container.Summary {
+	sum := container.Summary{
+		ID: string(r.ID), Names: []string{"/" + r.Name}, Image: s.imageName(r), ImageID: string(r.Image),
+		Command: command(r), Created: r.Created.Unix(), Ports: []container.PortSummary{}, Labels: r.Config.Labels,
+		State: st.Phase.api(), Status: statusText(st), Mounts: mountPoints(r),
+	}
+	sum.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
+	sum.HostConfig.Annotations = r.HostConfig.Annotations
+	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: s.endpoints(r, st)}
+	if sum.Labels == nil {
+		sum.Labels = map[string]string{}
+	}
+	return sum
+}
+
+// imageName is the name that the container was made from, unless it has moved
+// on to another image since: then the id.
+func (s *Service) imageName(r *Record) string {
+	name := r.Config.Image
+	if img, err := s.o.Images.Resolve(context.Background(), name); err == nil && img.ID == r.Image {
+		return name
+	}
+	return string(r.Image)
+}
+
+func command(r *Record) string {
+	if len(r.Args) == 0 {
+		return r.Path
+	}
+	args := make([]string, 0, len(r.Args))
+	for _, a := range r.Args {
+		if strings.Contains(a, " ") {
+			a = "'" + a + "'"
+		}
+		args = append(args, a)
+	}
+	return r.Path + " " + strings.Join(args, " ")
+}
+
+func mountPoints(r *Record) []container.MountPoint {
+	out := make([]container.MountPoint, 0, len(r.Mounts))
+	for _, m := range r.Mounts {
+		if _, ok := r.HostConfig.Tmpfs[m.Destination]; !ok {
+			out = append(out, m.MountPoint)
+		}
+	}
+	return out
+}
+
+// endpoints shows the network that the container is on. An isolated one has
+// no address.
+func (s *Service) endpoints(r *Record, st *Status) map[string]*network.EndpointSettings {
+	if r.HostConfig.NetworkMode.IsContainer() {
+		return map[string]*network.EndpointSettings{}
+	}
+	name := networkName(r)
+	ep := &network.EndpointSettings{}
+	if r.Networks != nil {
+		if own := r.Networks.EndpointsConfig[name]; own != nil {
+			c := *own
+			ep = &c
+		}
+	}
+	if st.Phase.Running() || st.Phase == Exited {
+		ep.NetworkID = s.o.Networks.ID(name)
+	}
+	return map[string]*network.EndpointSettings{name: ep}
+}
+
+// statusText is the STATUS column of ps.
+func statusText(st *Status) string {
+	switch st.Phase {
+	case Running:
+		return "Up " + units.HumanDuration(time.Since(st.StartedAt))
+	case Paused:
+		return "Up " + units.HumanDuration(time.Since(st.StartedAt)) + " (Paused)"
+	case Restarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", st.ExitCode, units.HumanDuration(time.Since(st.FinishedAt)))
+	case Removing:
+		return "Removal In Progress"
+	case Dead:
+		return "Dead"
+	case Created:
+		return "Created"
+	default:
+		if st.FinishedAt.IsZero() {
+			return "Created"
+		}
+		return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, units.HumanDuration(time.Since(st.FinishedAt)))
+	}
+}
+
+// size is the container's own bytes, and those with its image.
+func (s *Service) size(ctx context.Context, r *Record) (rw, root int64) {
+	rw, err := s.o.Snapshots.Usage(ctx, string(r.ID))
+	if err != nil {
+		return 0, 0
+	}
+	root = rw
+	if img, err := s.o.Images.Resolve(ctx, string(r.Image)); err == nil {
+		root += img.Size
+	}
+	return rw, root
+}
+
+// Counts tells how many containers there are, run and are paused.
+func (s *Service) Counts() (total, running, paused int) {
+	for _, c := range s.all() {
+		total++
+		switch c.Status().Phase {
+		case Running:
+			running++
+		case Paused:
+			paused++
+		}
+	}
+	return total, running, paused
+}

@@ -1,0 +1,439 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/keeper"
+	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/logs"
+	"berth.dev/berth/internal/runtime"
+	"berth.dev/berth/internal/state"
+	"berth.dev/berth/internal/undo"
+)
+
+// Start runs a container.
+func (s *Service) Start(ctx context.Context, ref string) error {
+	c, err := s.Get(ref)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := c.Status()
+	switch st.Phase {
+	case Paused:
+		return errs.New(errs.Conflict, "cannot start a paused container, try unpause instead")
+	case Running:
+		return errs.New(errs.NotModified, "container %s is already started", c.Record().ID)
+	case Removing, Dead:
+		return errs.New(errs.Conflict, "container is marked for removal and cannot be started")
+	}
+	c.backoff = 0
+	if c.retry != nil {
+		c.retry.Stop()
+	}
+	if st.RestartCount != 0 {
+		fresh := *st
+		fresh.RestartCount = 0
+		c.st.Store(&fresh)
+	}
+	if err := s.start(ctx, c); err != nil {
+		if c.Record().HostConfig.AutoRemove && c.Status().Phase != Created {
+			_ = s.remove(c, RemoveOptions{Volumes: true})
+		}
+		return err
+	}
+	return nil
+}
+
+// start is the run path. c.mu is held. Each numbered step is undone when a
+// later one fails; the caller's context only bounds the wait, not the undoing.
+func (s *Service) start(ctx context.Context, c *Container) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	r := c.Record()
+	var u undo.Stack
+	defer u.Run()
+	var fds []int
+	give := func(fd int) int {
+		fds = append(fds, fd)
+		u.Add(func() { _ = unix.Close(fd) })
+		return len(fds) - 1
+	}
+	defer func() {
+		if err != nil {
+			s.startFailed(c, err)
+		}
+	}()
+
+	// 1. The root filesystem, made at create if that was just now.
+	root := -1
+	select {
+	case root = <-c.warm:
+	default:
+	}
+	if root < 0 {
+		if root, err = s.attachRoot(ctx, r.ID, false); err != nil {
+			return err
+		}
+	}
+	req := &keeper.StartRequest{ID: string(r.ID), RootFD: give(root), MountFD: map[int]int{}, NSFD: map[specs.LinuxNamespaceType]int{}}
+
+	// 2. The user, as the image's own files name it.
+	user, err := resolveUser(root, r.Config.User, r.HostConfig.GroupAdd)
+	if err != nil {
+		return err
+	}
+
+	// 3. The network namespace, pinned before any process exists.
+	ns := namespaces{}
+	if ns.net, ns.ownNet, err = s.netNS(c); err != nil {
+		return err
+	}
+	if ns.net >= 0 {
+		req.NSFD[specs.NetworkNamespace] = give(ns.net)
+	}
+	for _, j := range []struct {
+		typ  specs.LinuxNamespaceType
+		file string
+		ref  string
+	}{
+		{specs.PIDNamespace, "pid", r.HostConfig.PidMode.Container()},
+		{specs.IPCNamespace, "ipc", r.HostConfig.IpcMode.Container()},
+	} {
+		if j.ref == "" {
+			continue
+		}
+		fd, err := s.joinNS(j.ref, j.file)
+		if err != nil {
+			return err
+		}
+		req.NSFD[j.typ] = give(fd)
+	}
+
+	// 4. Files of the network, then the specification.
+	if err := s.writeNetFiles(r); err != nil {
+		return err
+	}
+	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: s.o.Defaults, cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps()}); err != nil {
+		return err
+	}
+	for i, m := range req.Spec.Mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		fd, err := s.openSource(r, m)
+		if err != nil {
+			return err
+		}
+		req.MountFD[i] = give(fd)
+	}
+	if req.Filter, err = s.seccomp.of(r, req.Spec, s.o.Defaults.Seccomp); err != nil {
+		return err
+	}
+	hc := r.HostConfig
+	req.Parent, req.Stdin, req.StdinOnce = hc.CgroupParent, r.Config.OpenStdin, r.Config.StdinOnce
+	req.Init = hc.Init != nil && *hc.Init || hc.Init == nil && s.o.Defaults.Init
+	req.Devices = len(hc.Devices) > 0 || hc.Privileged
+	if req.Log, err = s.logSpec(r); err != nil {
+		return err
+	}
+
+	// 5. Clients that attached before.
+	c.io.Lock()
+	waiting := c.attach
+	c.attach = nil
+	c.io.Unlock()
+	for _, a := range waiting {
+		spec := a.spec
+		spec.FD = give(a.fd)
+		req.Attach = append(req.Attach, spec)
+	}
+
+	// 6. The process.
+	reply, err := s.keeper.Start(ctx, req, fds)
+	if err != nil {
+		return s.startError(err)
+	}
+	u.Run() // the descriptors live on in the keeper
+
+	// 7. The record and the event.
+	c.stopAsked.Store(false)
+	st := Status{
+		Phase: Running, Pid: reply.Pid, ProcStart: reply.StartTime, Cgroup: reply.Cgroup,
+		StartedAt: reply.At.UTC(), FinishedAt: c.Status().FinishedAt, RestartCount: c.Status().RestartCount,
+	}
+	if err := s.save(c, st, state.Async); err != nil {
+		return err
+	}
+	s.event(c, events.ActionStart)
+	return nil
+}
+
+// startFailed records why a start failed, and lets clients go that waited for it.
+func (s *Service) startFailed(c *Container, err error) {
+	st := *c.Status()
+	st.ExitCode, st.Error = 128, err.Error()
+	var f *failedStart
+	if errors.As(err, &f) {
+		st.ExitCode = f.code
+	}
+	st.Pid = 0
+	_ = s.save(c, st, state.Async)
+	c.io.Lock()
+	waiting := c.attach
+	c.attach = nil
+	c.io.Unlock()
+	for _, a := range waiting {
+		_ = unix.Close(a.fd)
+	}
+	if c.Status().Phase == Created && c.Record().HostConfig.AutoRemove {
+		return // the client removes it, as with Docker
+	}
+	c.wake(false, container.WaitResponse{StatusCode: int64(st.ExitCode)})
+}
+
+// failedStart is a process that could not be started, with the exit code that
+// stands for the reason: 127 not found, 126 not runnable, 128 the rest.
+type failedStart struct {
+	code int
+	msg  string
+}
+
+func (f *failedStart) Error() string { return f.msg }
+
+func startFailure(what string, err error) *failedStart {
+	var f *keeper.Failure
+	if !errors.As(err, &f) || f.Kind != keeper.KindStart {
+		return nil
+	}
+	out := &failedStart{code: 128, msg: startText(what, f.Msg)}
+	if f.Stage == string(runtime.StageExec) || f.Stage == string(runtime.StageCwd) {
+		switch unix.Errno(f.Errno) {
+		case unix.ENOENT, unix.ENOTDIR:
+			out.code = 127
+		case unix.EACCES, unix.EPERM, unix.EISDIR, unix.ENOEXEC, unix.ELOOP:
+			out.code = 126
+		}
+	}
+	if out.code == 128 && f.Stage != string(runtime.StageExec) && f.Stage != string(runtime.StageCwd) {
+		init := "error during container init: "
+		if what == "exec" {
+			init = ""
+		}
+		out.msg = startText(what, init+f.Msg)
+	}
+	return out
+}
+
+func (s *Service) startError(err error) error {
+	if f := startFailure("run", err); f != nil {
+		kind := errs.Internal
+		if f.code != 128 {
+			kind = errs.Invalid
+		}
+		return &errs.Error{Kind: kind, Op: "start", Err: f}
+	}
+	return errs.Wrap(errs.Internal, err, "cannot start the container")
+}
+
+// namespaces is what a start joins.
+type namespaces struct {
+	net    int
+	ownNet bool
+}
+
+// netNS returns the network namespace to join, -1 for the host's.
+func (s *Service) netNS(c *Container) (fd int, own bool, err error) {
+	m := c.Record().HostConfig.NetworkMode
+	switch {
+	case m.IsHost():
+		return -1, false, nil
+	case m.IsContainer():
+		fd, err := s.joinNS(m.ConnectedContainer(), "net")
+		return fd, false, err
+	default:
+		fd, err := s.o.Networks.Isolated()
+		return fd, true, err
+	}
+}
+
+// joinNS opens a namespace of another container, which must run.
+func (s *Service) joinNS(ref, file string) (int, error) {
+	other, err := s.Get(ref)
+	if err != nil {
+		return -1, err
+	}
+	st := other.Status()
+	if !st.Phase.Running() {
+		return -1, errs.New(errs.Conflict, "cannot join %s namespace of a non running container: container %s is %s", file, ref, st.Phase)
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", st.Pid, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, errs.New(errs.Conflict, "cannot join the %s namespace of container %s: %v", file, ref, err)
+	}
+	return fd, nil
+}
+
+// openSource clones what a bind mount shows, making a missing directory where
+// that was asked for.
+func (s *Service) openSource(r *Record, m specs.Mount) (int, error) {
+	recursive := false
+	for _, o := range m.Options {
+		recursive = recursive || o == "rbind"
+	}
+	fd, err := linux.CloneTree(m.Source, recursive)
+	if err == nil {
+		return fd, nil
+	}
+	if errors.Is(err, unix.ENOENT) {
+		for _, x := range r.Mounts {
+			if x.Source == m.Source && x.MakeHost {
+				if merr := os.MkdirAll(m.Source, 0o755); merr != nil {
+					return -1, errs.New(errs.Invalid, "error while creating mount source path '%s': %v", m.Source, merr)
+				}
+				if fd, err = linux.CloneTree(m.Source, recursive); err == nil {
+					return fd, nil
+				}
+			}
+		}
+	}
+	return -1, errs.New(errs.Invalid, "invalid mount config for type %q: cannot bind %s: %v", mount.TypeBind, m.Source, err)
+}
+
+// logSpec says where the output goes; nil for nowhere.
+func (s *Service) logSpec(r *Record) (*keeper.LogSpec, error) {
+	lc := r.HostConfig.LogConfig
+	if lc.Type == "none" {
+		return nil, nil
+	}
+	opts, err := logs.ParseOptions(lc.Config)
+	if err != nil {
+		return nil, errs.Wrap(errs.Invalid, err, "failed to create task for container: failed to initialize logging driver")
+	}
+	attrs := logAttrs(r, lc.Config)
+	return &keeper.LogSpec{Driver: lc.Type, Path: s.logPath(r.ID), MaxSize: opts.MaxSize, MaxFile: opts.MaxFile, Compress: opts.Compress, Attrs: attrs}, nil
+}
+
+func (s *Service) logPath(id ID) string {
+	return filepath.Join(s.dir(id), string(id)+"-json.log")
+}
+
+// logAttrs picks the labels and variables that --log-opt labels= and env= name.
+func logAttrs(r *Record, opts map[string]string) map[string]string {
+	attrs := map[string]string{}
+	for _, k := range strings.Split(opts["labels"], ",") {
+		if v, ok := r.Config.Labels[strings.TrimSpace(k)]; ok {
+			attrs[strings.TrimSpace(k)] = v
+		}
+	}
+	for _, k := range strings.Split(opts["env"], ",") {
+		for _, e := range r.Config.Env {
+			if name, v, _ := strings.Cut(e, "="); k != "" && name == strings.TrimSpace(k) {
+				attrs[name] = v
+			}
+		}
+	}
+	if len(attrs) == 0 {
+		return nil
+	}
+	return attrs
+}
+
+// netDir is the directory of the container whose network files are shown.
+func (s *Service) netDir(r *Record) string {
+	if m := r.HostConfig.NetworkMode; m.IsContainer() {
+		if other, err := s.Get(m.ConnectedContainer()); err == nil && other.Record().ID != r.ID {
+			return s.netDir(other.Record())
+		}
+	}
+	return s.dir(r.ID)
+}
+
+// writeNetFiles writes hostname, hosts and resolv.conf.
+func (s *Service) writeNetFiles(r *Record) error {
+	if r.HostConfig.NetworkMode.IsContainer() {
+		return nil // those of the other container are shown
+	}
+	dir := s.dir(r.ID)
+	write := func(name, text string) error {
+		return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
+	}
+	host := r.Config.Hostname
+	if r.Config.Domainname != "" {
+		host += "." + r.Config.Domainname
+	}
+	if err := write("hostname", host+"\n"); err != nil {
+		return err
+	}
+	var hosts strings.Builder
+	if r.HostConfig.NetworkMode.IsHost() {
+		raw, _ := os.ReadFile("/etc/hosts")
+		hosts.Write(raw)
+	} else {
+		hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	}
+	for _, h := range r.HostConfig.ExtraHosts {
+		if name, ip, ok := cutHost(h); ok {
+			fmt.Fprintf(&hosts, "%s\t%s\n", ip, name)
+		}
+	}
+	if err := write("hosts", hosts.String()); err != nil {
+		return err
+	}
+	return write("resolv.conf", resolvConf(r.HostConfig, s.o.Defaults.DNS))
+}
+
+func cutHost(h string) (name, ip string, ok bool) {
+	if name, ip, ok = strings.Cut(h, "="); ok {
+		return name, ip, true
+	}
+	return strings.Cut(h, ":")
+}
+
+// resolvConf is the host's file, changed by --dns, --dns-search and --dns-option.
+func resolvConf(hc *container.HostConfig, defaults []string) string {
+	raw, _ := os.ReadFile("/etc/resolv.conf")
+	var dns []string
+	for _, a := range hc.DNS {
+		dns = append(dns, a.String())
+	}
+	if len(dns) == 0 {
+		dns = defaults
+	}
+	var b strings.Builder
+	keep := func(key string, own []string) {
+		if len(own) > 0 {
+			return
+		}
+		for line := range strings.Lines(string(raw)) {
+			if strings.HasPrefix(line, key) {
+				b.WriteString(strings.TrimRight(line, "\n") + "\n")
+			}
+		}
+	}
+	keep("nameserver", dns)
+	for _, d := range dns {
+		b.WriteString("nameserver " + d + "\n")
+	}
+	keep("search", hc.DNSSearch)
+	if len(hc.DNSSearch) > 0 && hc.DNSSearch[0] != "." {
+		b.WriteString("search " + strings.Join(hc.DNSSearch, " ") + "\n")
+	}
+	keep("options", hc.DNSOptions)
+	if len(hc.DNSOptions) > 0 {
+		b.WriteString("options " + strings.Join(hc.DNSOptions, " ") + "\n")
+	}
+	return b.String()
+}
