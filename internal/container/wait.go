@@ -10,8 +10,12 @@ import (
 
 // Waiter is a client that waits for a container to end.
 type Waiter struct {
-	w *waiter
-	c *Container
+	result func(context.Context) (container.WaitResponse, error)
+}
+
+// NewWaiter returns a waiter whose answer comes from result.
+func NewWaiter(result func(context.Context) (container.WaitResponse, error)) *Waiter {
+	return &Waiter{result}
 }
 
 type waiter struct {
@@ -42,23 +46,25 @@ func (s *Service) Wait(_ context.Context, ref string, cond container.WaitConditi
 	default:
 		c.waiters = append(c.waiters, w)
 	}
-	return &Waiter{w, c}, nil
+	return NewWaiter(func(ctx context.Context) (container.WaitResponse, error) { return c.await(ctx, w) }), nil
 }
 
 // Result blocks until the condition holds.
-func (w *Waiter) Result(ctx context.Context) (container.WaitResponse, error) {
+func (w *Waiter) Result(ctx context.Context) (container.WaitResponse, error) { return w.result(ctx) }
+
+func (c *Container) await(ctx context.Context, w *waiter) (container.WaitResponse, error) {
 	select {
-	case r := <-w.w.ch:
+	case r := <-w.ch:
 		return r, nil
 	case <-ctx.Done():
-		w.c.io.Lock()
-		for i, o := range w.c.waiters {
-			if o == w.w {
-				w.c.waiters = append(w.c.waiters[:i], w.c.waiters[i+1:]...)
+		c.io.Lock()
+		for i, o := range c.waiters {
+			if o == w {
+				c.waiters = append(c.waiters[:i], c.waiters[i+1:]...)
 				break
 			}
 		}
-		w.c.io.Unlock()
+		c.io.Unlock()
 		return container.WaitResponse{}, ctx.Err()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"berth.dev/berth/internal/errs"
 )
@@ -122,4 +123,28 @@ func (a Args) Bool(key string, def bool) (bool, error) {
 		seen = &b
 	}
 	return *seen, nil
+}
+
+// Until returns the time that the key "until" names: a timestamp, or a duration
+// back from now. Zero when it is not set.
+func (a Args) Until() (time.Time, error) {
+	if !a.Has("until") {
+		return time.Time{}, nil
+	}
+	if len(a["until"]) > 1 {
+		return time.Time{}, errs.New(errs.Invalid, "more than one until filter specified")
+	}
+	v := a["until"][0]
+	if d, err := time.ParseDuration(v); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	if sec, err := strconv.ParseFloat(v, 64); err == nil {
+		return time.Unix(0, int64(sec*float64(time.Second))), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, errs.New(errs.Invalid, "invalid until filter: %q", v)
 }

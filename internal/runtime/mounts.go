@@ -119,6 +119,8 @@ func (p *plan) mounts(host *Host) error {
 	return nil
 }
 
+var defaultShmOption = fmt.Sprintf("size=%d", DefaultShmSize)
+
 func isKernelPath(dest string) bool {
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
 		if within(dest, d) {
@@ -152,7 +154,7 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 	case dest == "/dev/pts" && m.Type == "devpts" && p.dev && p.l.Dev.Pts >= 0:
 		p.moveMount(fdPts, dest, dest)
 		return nil
-	case dest == "/dev/shm" && m.Type == "tmpfs" && p.dev && p.l.Dev.Shm >= 0:
+	case dest == "/dev/shm" && m.Type == "tmpfs" && p.dev && p.l.Dev.Shm >= 0 && slices.Contains(m.Options, defaultShmOption):
 		p.moveMount(fdShm, dest, dest)
 		return nil
 	case m.Type == "bind" || opt.flags&unix.MS_BIND != 0:

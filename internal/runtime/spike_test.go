@@ -47,7 +47,7 @@ func TestSpike(t *testing.T) {
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}},
 			MaskedPaths: []string{"/proc/kcore", "/proc/acpi", "/proc/keys", "/proc/timer_list", "/sys/firmware", "/etc/none"}, ReadonlyPaths: []string{"/proc/bus", "/proc/sys"},
 		}, Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}}, {Destination: "/dev", Type: "tmpfs"}, {Destination: "/dev/pts", Type: "devpts"}, {Destination: "/dev/shm", Type: "tmpfs"},
+			{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}}, {Destination: "/dev", Type: "tmpfs"}, {Destination: "/dev/pts", Type: "devpts"}, {Destination: "/dev/shm", Type: "tmpfs", Options: []string{defaultShmOption}},
 			{Destination: "/dev/mqueue", Type: "mqueue", Options: []string{"nosuid"}}, {Destination: "/sys", Type: "sysfs", Options: []string{"ro"}}, {Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"ro", "nosuid"}},
 		}}
 		t0 := time.Now()

@@ -1,0 +1,216 @@
+package archive
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+)
+
+// CopyTree copies everything in the directory from, and its own attributes, into the
+// empty directory to: owners, modes, times, attributes, devices and hard links.
+// File contents share blocks where the file system can.
+func CopyTree(ctx context.Context, from, to int) error {
+	src, err := openDirAt(from, ".")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	dst, err := openDirAt(to, ".")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dst)
+	c := &copier{ctx: ctx, root: dst, links: map[fileID]string{}}
+	return c.dir(src, dst, "", 0)
+}
+
+type copier struct {
+	ctx     context.Context
+	root    int
+	links   map[fileID]string
+	noClone bool // the file system does not share blocks
+}
+
+// dir copies the content of an open directory into another and then its attributes.
+func (c *copier) dir(src, dst int, path string, depth int) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	if depth > maxDepth {
+		return unix.ELOOP
+	}
+	names, err := readNames(src)
+	if err != nil {
+		return pathError("read", path, err)
+	}
+	for _, n := range names {
+		if err := c.one(src, dst, n, join(path, n), depth); err != nil {
+			return err
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return pathError("stat", path, err)
+	}
+	return pathError("set attributes of", path, copyAttributes(src, dst, &st))
+}
+
+func copyAttributes(src, dst int, st *unix.Stat_t) error {
+	if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(dst, st.Mode&0o7777); err != nil {
+		return err
+	}
+	x, err := readXattrs(src)
+	if err != nil {
+		return err
+	}
+	if err := setXattrs(dst, x); err != nil {
+		return err
+	}
+	return futimens(dst, st.Atim, st.Mtim)
+}
+
+func (c *copier) one(src, dst int, name, path string, depth int) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(src, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return pathError("stat", path, err)
+	}
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFDIR && st.Nlink > 1 {
+		if first, ok := c.links[idOf(&st)]; ok {
+			return pathError("link", path, unix.Linkat(c.root, first, dst, name, 0))
+		}
+		c.links[idOf(&st)] = path
+	}
+	switch kind {
+	case unix.S_IFDIR:
+		if err := unix.Mkdirat(dst, name, 0o700); err != nil {
+			return pathError("make directory", path, err)
+		}
+		s, err := openDirAt(src, name)
+		if err != nil {
+			return pathError("open", path, err)
+		}
+		defer unix.Close(s)
+		d, err := openDirAt(dst, name)
+		if err != nil {
+			return pathError("open", path, err)
+		}
+		defer unix.Close(d)
+		return c.dir(s, d, path, depth+1)
+	case unix.S_IFREG:
+		return pathError("copy", path, c.regular(src, dst, name, &st))
+	case unix.S_IFLNK:
+		target, err := readlinkAt(src, name, st.Size)
+		if err == nil {
+			err = unix.Symlinkat(target, dst, name)
+		}
+		if err != nil {
+			return pathError("copy", path, err)
+		}
+	case unix.S_IFSOCK:
+		return nil
+	default:
+		if err := unix.Mknodat(dst, name, st.Mode, int(st.Rdev)); err != nil {
+			return pathError("make node", path, err)
+		}
+		if err := unix.Fchmodat(dst, name, st.Mode&0o7777, 0); err != nil { // past the umask; the tree is ours alone
+			return pathError("change mode of", path, err)
+		}
+	}
+	if err := unix.Fchownat(dst, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return pathError("change owner of", path, err)
+	}
+	return pathError("set times of", path, unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+func (c *copier) regular(src, dst int, name string, st *unix.Stat_t) error {
+	s, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	d, err := unix.Openat(dst, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(d)
+	if err := c.data(s, d, st); err != nil {
+		return err
+	}
+	return copyAttributes(s, d, st)
+}
+
+// data copies the content: as shared blocks, else extent by extent, so that holes stay holes.
+func (c *copier) data(s, d int, st *unix.Stat_t) error {
+	if st.Size == 0 {
+		return nil
+	}
+	if !c.noClone {
+		err := unix.IoctlFileClone(d, s)
+		if err == nil {
+			return nil
+		}
+		c.noClone = err == unix.EOPNOTSUPP || err == unix.EXDEV || err == unix.ENOTTY
+	}
+	if err := unix.Ftruncate(d, st.Size); err != nil {
+		return err
+	}
+	whole := st.Blocks*512 >= st.Size
+	for off := int64(0); off < st.Size; {
+		end := st.Size
+		if !whole {
+			start, err := unix.Seek(s, off, unix.SEEK_DATA)
+			if err == unix.ENXIO {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			off = start
+			if end, err = unix.Seek(s, off, unix.SEEK_HOLE); err != nil {
+				return err
+			}
+		}
+		if err := copyRange(s, d, off, end); err != nil {
+			return err
+		}
+		off = end
+	}
+	return c.ctx.Err()
+}
+
+func copyRange(s, d int, off, end int64) error {
+	for off < end {
+		r, w := off, off
+		n, err := unix.CopyFileRange(s, &r, d, &w, int(min(end-off, 1<<30)), 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return copyByHand(s, d, off, end)
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+func copyByHand(s, d int, off, end int64) error {
+	buf := make([]byte, chunkSize)
+	for off < end {
+		n, err := unix.Pread(s, buf[:min(int64(len(buf)), end-off)], off)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return err
+		}
+		if _, err := unix.Pwrite(d, buf[:n], off); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}

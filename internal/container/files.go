@@ -1,0 +1,429 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/archive"
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/image"
+	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/snapshot"
+)
+
+// root opens a container's file tree: that of its process when it runs, with
+// all it has mounted, else its snapshot. The caller closes the descriptor.
+func (s *Service) root(ctx context.Context, c *Container, readonly bool) (fd int, running bool, err error) {
+	if st := c.Status(); st.Phase.Running() {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/root", st.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return fd, true, nil
+		}
+	}
+	fd, err = s.attachRoot(ctx, c.Record().ID, readonly)
+	return fd, false, err
+}
+
+// place finds the root and the path in it that stand for a container's path:
+// for one that does not run, a bind mount's source takes the mount's place.
+func (s *Service) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, err error) {
+	fd, running, err := s.root(ctx, c, readonly)
+	if err != nil || running {
+		return fd, p, err
+	}
+	clean := path.Clean("/" + p)
+	for _, m := range slices.Backward(c.Record().Mounts) {
+		if m.Source == "" || clean != m.Destination && !strings.HasPrefix(clean, m.Destination+"/") {
+			continue
+		}
+		src, err := unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		_ = unix.Close(fd)
+		rest := strings.TrimPrefix(p, m.Destination)
+		return src, "/" + strings.TrimPrefix(rest, "/"), nil
+	}
+	return fd, p, nil
+}
+
+func noSuchFile(c *Container, p string) error {
+	return errs.New(errs.NotFound, "Could not find the file %s in container %s", p, c.Record().ID)
+}
+
+// ArchiveStat describes a path of a container, which is not followed if it is a link.
+func (s *Service) ArchiveStat(ctx context.Context, ref, p string) (container.PathStat, error) {
+	c, err := s.Get(ref)
+	if err != nil {
+		return container.PathStat{}, err
+	}
+	fd, rel, err := s.place(ctx, c, p, true)
+	if err != nil {
+		return container.PathStat{}, err
+	}
+	defer unix.Close(fd)
+	return statIn(c, fd, p, rel)
+}
+
+func statIn(c *Container, root int, p, rel string) (container.PathStat, error) {
+	follow := strings.HasSuffix(rel, "/") || strings.HasSuffix(rel, "/.")
+	flags := unix.O_PATH
+	if !follow {
+		flags |= unix.O_NOFOLLOW
+	}
+	fd, err := linux.OpenInRoot(root, rel, flags)
+	if err != nil {
+		return container.PathStat{}, noSuchFile(c, p)
+	}
+	f := os.NewFile(uintptr(fd), path.Base(path.Clean("/"+p)))
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return container.PathStat{}, err
+	}
+	if follow && !fi.IsDir() {
+		return container.PathStat{}, errs.New(errs.Invalid, "extraction point is not a directory: %s", p)
+	}
+	out := container.PathStat{Name: path.Base(path.Clean("/" + p)), Size: fi.Size(), Mode: fi.Mode(), Mtime: fi.ModTime()}
+	if fi.Mode()&os.ModeSymlink != 0 {
+		buf := make([]byte, 4096)
+		if n, err := unix.Readlinkat(fd, "", buf); err == nil {
+			out.LinkTarget = string(buf[:n])
+			if !path.IsAbs(out.LinkTarget) {
+				out.LinkTarget = path.Join(path.Dir(path.Clean("/"+p)), out.LinkTarget)
+			}
+		}
+	}
+	return out, nil
+}
+
+// ArchiveGet writes a path of a container as a tar. w is called with what the
+// path is, before the first byte.
+func (s *Service) ArchiveGet(ctx context.Context, ref, p string, w func(container.PathStat) io.Writer) error {
+	c, err := s.Get(ref)
+	if err != nil {
+		return err
+	}
+	fd, rel, err := s.place(ctx, c, p, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	st, err := statIn(c, fd, p, rel)
+	if err != nil {
+		return err
+	}
+	name := st.Name
+	if name == "/" {
+		name = "./"
+	}
+	if strings.HasSuffix(rel, "/.") || strings.HasSuffix(rel, "/") {
+		// The directory's content under the directory's own name: a link is followed.
+		if at, err := linux.OpenInRoot(fd, rel, unix.O_PATH|unix.O_DIRECTORY); err == nil {
+			defer unix.Close(at)
+			if strings.HasSuffix(rel, "/.") {
+				name = "."
+			}
+			return archive.Tar(ctx, w(st), at, ".", archive.TarOptions{Name: name})
+		}
+	}
+	return archive.Tar(ctx, w(st), fd, rel, archive.TarOptions{Name: name})
+}
+
+// ArchivePutOptions say how a tar is unpacked into a container.
+type ArchivePutOptions struct{ NoOverwriteDirNonDir, CopyUIDGID bool }
+
+// ArchivePut unpacks a tar into a directory of a container.
+func (s *Service) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o ArchivePutOptions) error {
+	c, err := s.Get(ref)
+	if err != nil {
+		return err
+	}
+	if err := s.writable(c, p); err != nil {
+		return err
+	}
+	fd, rel, err := s.place(ctx, c, p, false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	at, err := linux.OpenInRoot(fd, rel, unix.O_PATH)
+	if err != nil {
+		return noSuchFile(c, p)
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return errs.New(errs.Invalid, "extraction point is not a directory")
+	}
+	plain, _, err := archive.Decompress(r)
+	if err != nil {
+		return errs.Wrap(errs.Invalid, err, "cannot read the archive")
+	}
+	defer plain.Close()
+	opts := archive.UnpackOptions{NoOverwriteDirNonDir: o.NoOverwriteDirNonDir}
+	if o.CopyUIDGID {
+		// Owners by number, as the tar has them: what Docker's -a does for root.
+		opts.Owner = nil
+	}
+	if _, err := archive.Unpack(ctx, plain, at, opts); err != nil {
+		return err
+	}
+	s.event(c, events.ActionExtractToDir, "path", p)
+	return nil
+}
+
+func (s *Service) writable(c *Container, p string) error {
+	r := c.Record()
+	clean := path.Clean("/" + p)
+	for _, m := range slices.Backward(r.Mounts) {
+		if clean == m.Destination || strings.HasPrefix(clean, m.Destination+"/") {
+			if !m.RW {
+				return errs.New(errs.Forbidden, "mounted volume is marked read-only")
+			}
+			return nil
+		}
+	}
+	if r.HostConfig.ReadonlyRootfs {
+		return errs.New(errs.Forbidden, "container rootfs is marked read-only")
+	}
+	return nil
+}
+
+// ephemeral are the paths in a root that exist only because something is
+// mounted on them; diff and commit do not show them.
+func ephemeral(r *Record) map[string]bool {
+	out := map[string]bool{"/proc": true, "/sys": true, "/dev": true, "/etc/hosts": true, "/etc/hostname": true, "/etc/resolv.conf": true}
+	for _, m := range r.Mounts {
+		for d := m.Destination; d != "/"; d = path.Dir(d) {
+			out[d] = true
+		}
+	}
+	return out
+}
+
+// Changes lists what a container changed in its file system.
+func (s *Service) Changes(ctx context.Context, ref string) ([]container.FilesystemChange, error) {
+	c, err := s.Get(ref)
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.changes(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	hidden := ephemeral(c.Record())
+	shown := make([]archive.Change, 0, len(list))
+	for _, ch := range list {
+		if !hidden[ch.Path] || ch.Kind == archive.Deleted {
+			shown = append(shown, ch)
+		}
+	}
+	out := make([]container.FilesystemChange, 0, len(shown))
+	for _, ch := range shown {
+		// A directory that changed only by what is hidden below it did not change.
+		if ch.Kind == archive.Modified && isParentOnly(ch.Path, list, shown, hidden) {
+			continue
+		}
+		out = append(out, container.FilesystemChange{Kind: container.ChangeType(ch.Kind), Path: ch.Path})
+	}
+	return out, nil
+}
+
+func isParentOnly(dir string, list, shown []archive.Change, hidden map[string]bool) bool {
+	below := func(l []archive.Change) bool {
+		return slices.ContainsFunc(l, func(c archive.Change) bool { return strings.HasPrefix(c.Path, dir+"/") })
+	}
+	return below(list) && !below(shown) && !hidden[dir]
+}
+
+func (s *Service) changes(ctx context.Context, c *Container) ([]archive.Change, error) {
+	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
+	if err != nil {
+		return nil, err
+	}
+	if m.Path == "" {
+		upper, err := archive.OpenRoot(m.Upper)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(upper)
+		return archive.Changes(ctx, upper, m.Lower)
+	}
+	old, done, err := s.imageRoot(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	cur, err := archive.OpenRoot(m.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(cur)
+	return archive.ChangedTrees(ctx, old, cur)
+}
+
+// imageRoot opens the tree of a container's image, read-only.
+func (s *Service) imageRoot(ctx context.Context, c *Container) (fd int, done func(), err error) {
+	img, err := s.o.Images.Resolve(ctx, string(c.Record().Image))
+	if err != nil {
+		return -1, nil, err
+	}
+	if img.Top() == "" {
+		dir, err := os.MkdirTemp(s.o.DataRoot, "empty-")
+		if err != nil {
+			return -1, nil, err
+		}
+		if fd, err = archive.OpenRoot(dir); err != nil {
+			_ = os.Remove(dir)
+			return -1, nil, err
+		}
+		return fd, func() { _ = unix.Close(fd); _ = os.Remove(dir) }, nil
+	}
+	m, err := s.o.Snapshots.Mounts(ctx, img.Top())
+	if err != nil {
+		return -1, nil, err
+	}
+	if fd, err = snapshot.Attach(m, true); err != nil {
+		return -1, nil, err
+	}
+	return fd, func() { _ = unix.Close(fd) }, nil
+}
+
+// Export writes a container's whole file system as a tar, without what is
+// mounted in it.
+func (s *Service) Export(ctx context.Context, ref string, w io.Writer) error {
+	c, err := s.Get(ref)
+	if err != nil {
+		return err
+	}
+	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
+	if err != nil {
+		return err
+	}
+	fd, err := snapshot.Attach(m, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := archive.Tar(ctx, w, fd, "/", archive.TarOptions{}); err != nil {
+		return err
+	}
+	s.event(c, events.ActionExport)
+	return nil
+}
+
+// CommitOptions say what image is made of a container.
+type CommitOptions struct {
+	Ref, Repo, Tag, Author, Comment string
+	Pause                           bool // freeze it meanwhile
+	Changes                         []string
+	Config                          *container.Config
+}
+
+// Commit makes an image of what a container changed.
+func (s *Service) Commit(ctx context.Context, o CommitOptions) (string, error) {
+	c, err := s.Get(o.Ref)
+	if err != nil {
+		return "", err
+	}
+	r := c.Record()
+	switch c.Status().Phase {
+	case Removing, Dead:
+		return "", errs.New(errs.Conflict, "cannot commit container %s which is being removed", o.Ref)
+	}
+	if o.Pause && c.Status().Phase == Running {
+		if err := s.Pause(ctx, string(r.ID)); err == nil {
+			defer func() { _ = s.Unpause(context.WithoutCancel(ctx), string(r.ID)) }()
+		}
+	}
+	cfg := o.Config
+	if cfg == nil {
+		cfg = r.Config
+	} else {
+		merged := *cfg
+		if img, err := s.o.Images.Resolve(ctx, string(r.Image)); err == nil {
+			merge(&merged, img)
+		}
+		cfg = &merged
+	}
+	rd, wr := io.Pipe()
+	go func() { wr.CloseWithError(s.layer(ctx, c, wr)) }()
+	defer rd.Close()
+	id, err := s.o.Images.Commit(ctx, image.CommitOptions{
+		Repo: o.Repo, Tag: o.Tag, Author: o.Author, Comment: o.Comment, Changes: o.Changes, Config: imageConfig(cfg), Parent: r.Image,
+		Layer: rd, CreatedBy: strings.Join(append([]string{r.Path}, r.Args...), " "), Created: time.Now().UTC(), Container: string(r.ID), KeepLink: true,
+	})
+	if err != nil {
+		return "", err
+	}
+	s.event(c, events.ActionCommit, "comment", o.Comment, "imageID", string(id), "imageRef", refOf(o.Repo, o.Tag))
+	return string(id), nil
+}
+
+func refOf(repo, tag string) string {
+	if repo != "" && tag != "" {
+		return repo + ":" + tag
+	}
+	return repo
+}
+
+// layer writes the container's changes as an image layer.
+func (s *Service) layer(ctx context.Context, c *Container, w io.Writer) error {
+	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
+	if err != nil {
+		return err
+	}
+	if m.Path == "" {
+		upper, err := archive.OpenRoot(m.Upper)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(upper)
+		return archive.DiffUpper(ctx, w, upper)
+	}
+	old, done, err := s.imageRoot(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	cur, err := archive.OpenRoot(m.Path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(cur)
+	return archive.DiffTrees(ctx, w, old, cur)
+}
+
+// imageConfig keeps of a container's configuration what an image can say.
+func imageConfig(c *container.Config) *dockerspec.DockerOCIImageConfig {
+	ports := map[string]struct{}{}
+	for p := range c.ExposedPorts {
+		ports[p.String()] = struct{}{}
+	}
+	if len(ports) == 0 {
+		ports = nil
+	}
+	return &dockerspec.DockerOCIImageConfig{
+		ImageConfig: ocispec.ImageConfig{
+			User: c.User, ExposedPorts: ports, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, Volumes: c.Volumes,
+			WorkingDir: c.WorkingDir, Labels: c.Labels, StopSignal: c.StopSignal,
+		},
+		DockerOCIImageConfigExt: dockerspec.DockerOCIImageConfigExt{Healthcheck: c.Healthcheck, OnBuild: c.OnBuild, Shell: c.Shell},
+	}
+}

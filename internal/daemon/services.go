@@ -1,0 +1,241 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
+
+	enginecontainer "berth.dev/berth/internal/container"
+	"berth.dev/berth/internal/errs"
+	bus "berth.dev/berth/internal/events"
+	"berth.dev/berth/internal/httpapi"
+	"berth.dev/berth/internal/image"
+	enginenetwork "berth.dev/berth/internal/network"
+	"berth.dev/berth/internal/snapshot"
+	"berth.dev/berth/internal/snapshot/copy"
+	"berth.dev/berth/internal/snapshot/overlay"
+	"berth.dev/berth/internal/state"
+	"berth.dev/berth/internal/system"
+	"berth.dev/berth/internal/undo"
+)
+
+// Services is everything behind the API, built and running.
+type Services struct {
+	httpapi.Backends
+	API    httpapi.Options
+	Reload func(*Config) // takes up a changed configuration; may be nil
+	Close  func(context.Context)
+}
+
+// NewServices builds the services in the order of their dependencies.
+func NewServices(c *Config) (_ *Services, err error) {
+	var u undo.Stack
+	defer u.Run()
+	ctx, log := context.Background(), slog.Default()
+	keeperProgram, err := program("berth-keeper")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.DataRoot, 0o710); err != nil {
+		return nil, err
+	}
+
+	// 1. State, snapshots, events.
+	db, err := state.Open(filepath.Join(c.DataRoot, "state"))
+	if err != nil {
+		return nil, err
+	}
+	u.Add(func() { _ = db.Close() })
+	snapshots, err := snapshot.Choose(c.Storage.Driver, filepath.Join(c.DataRoot, "snapshots"),
+		snapshot.Candidate{Names: []string{"overlay2", "overlay", "overlayfs"}, Open: func(root string) (snapshot.Driver, error) {
+			return overlay.Open(filepath.Join(root, "overlay"))
+		}},
+		snapshot.Candidate{Names: []string{"vfs", "copy"}, Open: func(root string) (snapshot.Driver, error) { return copy.Open(filepath.Join(root, "copy")) }},
+	)
+	if err != nil {
+		return nil, err
+	}
+	b := bus.New()
+	id, err := system.EngineID(c.DataRoot)
+	if err != nil {
+		return nil, err
+	}
+
+	// 2. Images, networks, containers.
+	var containers *enginecontainer.Service
+	images, err := image.Open(ctx, image.Options{
+		Root: c.DataRoot, DB: db, Snapshots: snapshots, Log: log,
+		Running: func(holder string) bool { return containers != nil && containers.IsRunning(holder) },
+		Event: func(action events.Action, id string, attributes map[string]string) {
+			b.Log(events.ImageEventType, action, id, attributes)
+		},
+		Builtin: image.Starter(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	u.Add(func() { _ = images.Close() })
+	networks, err := enginenetwork.Open(enginenetwork.Options{DB: db, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	u.Add(networks.Close)
+	containers, err = enginecontainer.Open(ctx, enginecontainer.Options{
+		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Events: b,
+		Defaults: containerDefaults(c), Log: log,
+	}, keeperProgram)
+	if err != nil {
+		return nil, err
+	}
+	u.Release()
+
+	// 3. The engine as a whole.
+	sys := system.New(SystemConfig(c, id), system.Sources{
+		Counts: func() system.Counts {
+			total, running, paused := containers.Counts()
+			return system.Counts{Running: running, Paused: paused, Stopped: total - running - paused}
+		},
+		ImageCount: func() int {
+			list, _ := images.List(ctx, image.ListOptions{All: true}) // without filters nothing fails
+			return len(list)
+		},
+		Driver:    func() (string, [][2]string) { return snapshots.Name, driverStatus(snapshots.Name, c.DataRoot) },
+		Listeners: b.Listeners,
+		Containers: func(ctx context.Context) ([]container.Summary, error) {
+			return containers.List(ctx, enginecontainer.ListOptions{All: true, Size: true})
+		},
+		Images: images.DiskUsage,
+	})
+	api := APIOptions(c)
+	api.DefaultNetwork = "none" // until there is a bridge to be the default
+	return &Services{
+		Backends: httpapi.Backends{
+			System: sys, Events: b, Lifecycle: containers, Control: containers, Query: containers,
+			Wait: httpapi.WaitWith(containers.Wait), Streams: containers, Exec: containers, Archive: containers,
+			Update: containers, Prune: containers, Top: containers, Changes: containers, Stats: containers, Export: containers, Commit: containers,
+			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks},
+		},
+		API: api,
+		Reload: func(c *Config) {
+			sys.Reload(SystemConfig(c, id))
+			b.Log(events.DaemonEventType, events.ActionReload, id, map[string]string{"name": hostname()})
+		},
+		Close: func(context.Context) {
+			containers.Close()
+			networks.Close()
+			_ = images.Close()
+			if err := db.Close(); err != nil {
+				log.Error("cannot close the database", "error", err)
+			}
+		},
+	}, nil
+}
+
+func hostname() string {
+	h, _ := os.Hostname()
+	return h
+}
+
+// program finds one of the engine's own programs: beside this one, or on PATH.
+func program(name string) (string, error) {
+	if self, err := os.Executable(); err == nil {
+		p := filepath.Join(filepath.Dir(self), name)
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	p, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("cannot find the program %s beside berthd or on PATH", name)
+	}
+	return filepath.Abs(p)
+}
+
+// cgroupParent is where the cgroups of containers are that name no parent: one
+// place for each exec root, so that engines do not meet.
+func cgroupParent(c *Config) string {
+	if p := c.Default.CgroupParent; p != "" {
+		return path.Clean("/" + p)
+	}
+	if c.ExecRoot == DefaultExecRoot {
+		return "/berth"
+	}
+	sum := sha256.Sum256([]byte(c.ExecRoot))
+	return "/berth-" + hex.EncodeToString(sum[:4])
+}
+
+func containerDefaults(c *Config) enginecontainer.Defaults {
+	d := c.Default
+	out := enginecontainer.Defaults{
+		Runtime: system.DefaultRuntime, CgroupParent: cgroupParent(c), CgroupNS: container.CgroupnsMode(d.CgroupnsMode), IPC: container.IpcMode(d.IpcMode),
+		ShmSize: d.ShmSize, Init: d.Init, NoNewPrivs: d.NoNewPrivs, LogDriver: d.LogDriver, LogOpts: d.LogOptions,
+		Seccomp: d.SeccompProfile, Shutdown: c.ShutdownTimeout,
+	}
+	if c.Runtime.Default != "" {
+		out.Runtime = c.Runtime.Default
+	}
+	for _, u := range d.Ulimits {
+		out.Ulimits = append(out.Ulimits, u)
+	}
+	for _, a := range c.Network.DNS {
+		out.DNS = append(out.DNS, a.String())
+	}
+	return out
+}
+
+func driverStatus(name, root string) [][2]string {
+	if name != "overlay2" {
+		return nil
+	}
+	return [][2]string{{"Backing Filesystem", filesystemName(root)}, {"Supports d_type", "true"}, {"Using metacopy", "false"}, {"Native Overlay Diff", "true"}, {"userxattr", "false"}}
+}
+
+// networkAPI gives the network service the shape that the API asks for.
+type networkAPI struct{ *enginenetwork.Service }
+
+func (n networkAPI) Inspect(ctx context.Context, ref string, o httpapi.NetworkInspectOptions) (network.Inspect, error) {
+	return n.Service.Inspect(ctx, ref, o.Scope)
+}
+
+// puller answers a pull for images that come with the engine.
+type puller struct{ images *image.Service }
+
+func (p puller) Pull(ctx context.Context, o httpapi.PullOptions, progress func(jsonstream.Message)) error {
+	if _, err := p.images.Resolve(ctx, o.Ref); err != nil {
+		if !errs.Is(err, errs.NotFound) {
+			return err
+		}
+		return errs.New(errs.NotImplemented, "cannot pull %s: this engine has no registry client yet; bring the image here with \"berth load\" or \"berth import\"", o.Ref)
+	}
+	progress(jsonstream.Message{Status: "Status: Image is up to date for " + o.Ref})
+	return nil
+}
+
+
+// filesystemName names the filesystem that holds a directory.
+func filesystemName(dir string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return "unknown"
+	}
+	names := map[int64]string{
+		unix.EXT4_SUPER_MAGIC: "extfs", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
+		unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.F2FS_SUPER_MAGIC: "f2fs",
+	}
+	if n, ok := names[int64(st.Type)]; ok {
+		return n
+	}
+	return fmt.Sprintf("%#x", st.Type)
+}

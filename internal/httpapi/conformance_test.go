@@ -1,0 +1,18 @@
+package httpapi
+
+import (
+	enginecontainer "berth.dev/berth/internal/container"
+	engineimage "berth.dev/berth/internal/image"
+)
+
+// The services have the signatures that the API asks for.
+var (
+	_ Lifecycle = (*enginecontainer.Service)(nil)
+	_ Control   = (*enginecontainer.Service)(nil)
+	_ Query     = (*enginecontainer.Service)(nil)
+	_ Streams   = (*enginecontainer.Service)(nil)
+	_ Exec      = (*enginecontainer.Service)(nil)
+	_           = WaitWith((*enginecontainer.Service)(nil).Wait)
+	_ Images    = (*engineimage.Service)(nil)
+	_ Transfer  = (*engineimage.Service)(nil)
+)

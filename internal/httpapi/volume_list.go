@@ -1,0 +1,20 @@
+package httpapi
+
+import "github.com/moby/moby/api/types/volume"
+
+type volumesAPI struct{ backend Volumes }
+
+func (a volumesAPI) list(r *request) (response, error) {
+	f, err := r.filters()
+	if err != nil {
+		return done(err)
+	}
+	res, err := a.backend.List(r.Context(), f)
+	if err != nil {
+		return done(err)
+	}
+	if res.Volumes == nil {
+		res.Volumes = []volume.Volume{}
+	}
+	return ok(res)
+}

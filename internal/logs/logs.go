@@ -1,0 +1,104 @@
+// Package logs writes container output to log files and reads it back.
+//
+// # Words
+//
+// A writer (Sink) is given whatever chunks the container printed. It finds
+// the lines, keeps an unfinished one per stream, and appends entries to the
+// log file. A line longer than 16 KiB becomes several entries, all but the
+// last without the newline. A Reader yields the entries again: all or the
+// last n, between two times, and then those still to come.
+//
+// # On disk (driver json-file)
+//
+// One JSON object a line, byte for byte as Docker writes it:
+//
+//	{"log":"hello\n","stream":"stdout","time":"2026-01-02T15:04:05.123456789Z"}
+//	{"log":"hello\n","stream":"stderr","attrs":{"k":"v"},"time":"…"}
+//
+// When the file has reached max-size it is renamed to path.1, path.1 to
+// path.2 and so on; path and its rotated ones are never more than max-file.
+// With compress, path.N becomes path.N.gz in the background; the gzip header's
+// Extra field holds {"lastTime":…,"ino":…}: the last entry's time and the inode
+// that the file had before. Unless told otherwise a container's log is
+// bounded at five files of 20 MiB.
+//
+// # Who holds what
+//
+// Writer and readers share nothing but the files, and live in different
+// processes: the keeper writes, the engine reads. A reader takes no lock and
+// sends nothing back, so a stalled one costs the writer nothing. It keeps its
+// place across rotation by the inode of the file it reads: files are only
+// ever appended to, so once the path names another inode the old one is
+// complete, and the one after it in the chain is next.
+//
+// A crash may leave the last line torn. A reader passes over a line that it
+// cannot decode, and a writer that opens a file which does not end in a
+// newline puts one first.
+//
+// This package imports the standard library and x/sys only.
+package logs
+
+import (
+	"time"
+
+	"berth.dev/berth/internal/errs"
+)
+
+// The streams, numbered as in the attach protocol.
+const (
+	Stdout byte = 1
+	Stderr byte = 2
+)
+
+// MaxLine is the longest line in bytes that becomes one entry.
+const MaxLine = 16 << 10
+
+// Driver names.
+const (
+	DriverJSONFile = "json-file"
+	DriverNone     = "none"
+)
+
+// Sink is a log driver's writing side. Its methods may be called from several
+// goroutines.
+type Sink interface {
+	// Write takes any chunk of a stream's output, stamped with ts.
+	Write(stream byte, ts time.Time, chunk []byte) error
+	// Flush writes what is kept of unfinished lines, as entries without newline.
+	Flush() error
+	// Close flushes and releases the sink.
+	Close() error
+}
+
+// Message is one entry. Line holds the newline unless the entry is the first
+// part of a longer line. Line and Attrs are valid until the next call of Next.
+type Message struct {
+	Stream byte
+	Time   time.Time
+	Line   []byte
+	Attrs  map[string]string
+}
+
+// ErrNotReadable is what reading the logs of a driver without a reading side
+// gives, such as "none".
+var ErrNotReadable = errs.New(errs.NotImplemented, "configured logging driver does not support reading")
+
+type discard struct{}
+
+func (discard) Write(byte, time.Time, []byte) error { return nil }
+func (discard) Flush() error                        { return nil }
+func (discard) Close() error                        { return nil }
+
+// Discard is the sink of the driver "none".
+func Discard() Sink { return discard{} }
+
+// Open opens the sink of driver for a log file at path.
+func Open(driver, path string, opts Options) (Sink, error) {
+	switch driver {
+	case DriverJSONFile, "":
+		return OpenWriter(path, opts)
+	case DriverNone:
+		return Discard(), nil
+	}
+	return nil, errs.New(errs.Invalid, "logger: no log driver named '%s' is registered", driver)
+}

@@ -1,0 +1,425 @@
+package logs
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReadOptions selects what a Reader yields. Zero times do not limit.
+type ReadOptions struct {
+	Since, Until time.Time       // entries in [Since, Until]
+	Tail         int             // the last Tail entries; < 0 means all, 0 none of those there are
+	Follow       bool            // wait for more after the last one
+	Stopped      <-chan struct{} // closed when nothing more will be written: ends Follow
+	Attrs        bool            // fill Message.Attrs
+}
+
+// Reader yields the entries of a log, oldest first. It belongs to one goroutine.
+type Reader struct {
+	ctx  context.Context //nolint:containedctx // a reader is one long call, cut into pulls
+	path string
+	opts ReadOptions
+	dec  decoder
+
+	queue []*chainFile // files to read after cur, the newest first
+	cur   *chainFile   // nil before the first file and when none exists
+	src   io.Reader    // of cur
+	begun bool         // the chain has been opened
+	skip  int          // lines to pass over in cur (tail in a compressed file)
+
+	buf        []byte // buf[pos:end] is read and not yet yielded
+	pos, end   int
+	scanned    int  // buf[pos:pos+scanned] holds no newline
+	discarding bool // inside a line longer than maxEntry
+	atEOF      bool
+
+	watch *watcher // when following
+	err   error    // what Next goes on returning
+}
+
+// maxEntry is the longest line of a log file that is taken for an entry: a full
+// line of escapes, and attributes.
+const maxEntry = 1 << 20
+
+const readSize = 128 << 10
+
+// Read returns a reader of the log at path. A missing file is an empty log.
+// Errors appear at the first Next. The reader must be closed.
+func Read(ctx context.Context, path string, opts ReadOptions) *Reader {
+	return &Reader{ctx: ctx, path: path, opts: opts, dec: decoder{wantAttrs: opts.Attrs}}
+}
+
+// Close releases the files. Next must not be running.
+func (r *Reader) Close() error {
+	if r.cur != nil {
+		r.cur.close()
+		r.cur = nil
+	}
+	closeAll(r.queue)
+	r.queue = nil
+	if r.watch != nil {
+		r.watch.close()
+		r.watch = nil
+	}
+	if r.err == nil {
+		r.err = os.ErrClosed
+	}
+	return nil
+}
+
+// Next returns the next entry, waiting for it when following. It returns
+// io.EOF after the last one, and the context's error when that ended first.
+// The message is valid until the next call.
+func (r *Reader) Next() (*Message, error) {
+	for r.err == nil {
+		line, err := r.line()
+		if err != nil {
+			r.err = err
+			break
+		}
+		if !r.dec.decode(line) {
+			continue
+		}
+		m := &r.dec.msg
+		if !r.opts.Since.IsZero() && m.Time.Before(r.opts.Since) {
+			continue
+		}
+		if !r.opts.Until.IsZero() && m.Time.After(r.opts.Until) {
+			r.err = io.EOF
+			break
+		}
+		return m, nil
+	}
+	return nil, r.err
+}
+
+// line returns the next whole line, without its newline.
+func (r *Reader) line() ([]byte, error) {
+	for {
+		if i := indexNewline(r.buf[r.pos+r.scanned : r.end]); i >= 0 {
+			line := r.buf[r.pos : r.pos+r.scanned+i]
+			r.pos += r.scanned + i + 1
+			r.scanned = 0
+			if r.discarding {
+				r.discarding = false
+				continue
+			}
+			if r.skip > 0 {
+				r.skip--
+				continue
+			}
+			return line, nil
+		}
+		r.scanned = r.end - r.pos
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fill reads more of the current file, going to the next file or waiting as needed.
+func (r *Reader) fill() error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	if !r.begun {
+		r.begun = true
+		if err := r.begin(); err != nil {
+			return err
+		}
+	}
+	for {
+		if r.cur != nil {
+			n, err := r.readMore()
+			if n > 0 || err != nil {
+				return err
+			}
+		}
+		if more, err := r.advance(); err != nil || !more {
+			if err == nil {
+				err = io.EOF
+			}
+			return err
+		}
+	}
+}
+
+// readMore reads once; 0 is the file's end for now.
+func (r *Reader) readMore() (int, error) {
+	if r.pos > 0 && r.pos == r.end {
+		r.pos, r.end = 0, 0
+	}
+	if r.end == len(r.buf) {
+		switch {
+		case r.pos > 0:
+			r.end = copy(r.buf, r.buf[r.pos:r.end])
+			r.pos = 0
+		case len(r.buf) >= maxEntry: // no entry is that long: drop it up to its newline
+			r.discarding = true
+			r.pos, r.end, r.scanned = 0, 0, 0
+		default:
+			r.buf = append(r.buf, make([]byte, max(readSize, len(r.buf)))...)
+		}
+	}
+	n, err := r.src.Read(r.buf[r.end:])
+	r.end += n
+	if n > 0 || errors.Is(err, io.EOF) || err == nil {
+		return n, nil
+	}
+	if r.cur.gz { // a damaged archive: what could be read is all there is
+		return 0, nil
+	}
+	return 0, err
+}
+
+// begin opens the chain and goes to where reading starts.
+func (r *Reader) begin() error {
+	if r.opts.Follow {
+		w, err := newWatcher(r.ctx, r.path, r.opts.Stopped, r.opts.Until)
+		if err != nil {
+			return err
+		}
+		r.watch = w
+	}
+	files, _, err := openChain(r.path)
+	if err != nil {
+		return err
+	}
+	keep := len(files)
+	var offset int64
+	if r.opts.Tail >= 0 {
+		if keep, offset, err = r.seekTail(files); err != nil {
+			closeAll(files)
+			return err
+		}
+	}
+	// Whole files that ended before Since need not be read; the clock may
+	// have been set back a little in between.
+	for i := keep - 1; i > 0 && !r.opts.Since.IsZero() && offset == 0 && r.skip == 0; i-- {
+		ended := files[i].mtime
+		if files[i].gz {
+			if ended = files[i].extra.LastTime; ended.IsZero() {
+				break
+			}
+		}
+		if !ended.Add(time.Minute).Before(r.opts.Since) {
+			break
+		}
+		keep = i
+	}
+	if keep == 0 && len(files) > 0 {
+		keep = 1
+	}
+	closeAll(files[keep:])
+	r.queue = files[:keep]
+	if keep > 0 {
+		return r.next(offset)
+	}
+	return nil
+}
+
+// seekTail finds where the last Tail entries begin: in files[keep-1], at offset
+// or, in a compressed file, after r.skip lines.
+func (r *Reader) seekTail(files []*chainFile) (keep int, offset int64, err error) {
+	want := r.opts.Tail
+	for i, c := range files {
+		keep = i + 1
+		var lines int
+		if c.gz {
+			if lines, err = c.count(); err != nil {
+				return 0, 0, err
+			}
+			if lines > want {
+				r.skip = lines - want
+				return keep, 0, nil
+			}
+		} else if offset, lines, err = tailOffset(c.f, c.size, want); err != nil {
+			return 0, 0, err
+		}
+		if want -= lines; want <= 0 {
+			return keep, offset, nil
+		}
+	}
+	return keep, offset, nil
+}
+
+// count counts a compressed file's lines and goes back to its start.
+func (c *chainFile) count() (int, error) {
+	zr, err := gzip.NewReader(c.f)
+	if err != nil {
+		return 0, nil //nolint:nilerr // not readable: it has no lines to show
+	}
+	n, _ := countLines(zr)
+	_, err = c.f.Seek(0, io.SeekStart)
+	return n, err
+}
+
+// next makes the oldest file of the queue the current one.
+func (r *Reader) next(offset int64) error {
+	c := r.queue[len(r.queue)-1]
+	r.queue = r.queue[:len(r.queue)-1]
+	if r.cur != nil {
+		r.cur.close()
+	}
+	r.cur = c
+	r.pos, r.end, r.scanned, r.discarding = 0, 0, 0, false // a torn last line goes
+	r.src = c.f
+	if c.gz {
+		zr, err := gzip.NewReader(c.f)
+		if err != nil {
+			r.src = bytes.NewReader(nil)
+			return nil //nolint:nilerr // a damaged archive is passed over
+		}
+		r.src = zr
+		return nil
+	}
+	if !r.opts.Follow && len(r.queue) == 0 {
+		r.src = io.LimitReader(c.f, c.size-offset) // up to now, however fast it grows
+	}
+	_, err := c.f.Seek(offset, io.SeekStart)
+	return err
+}
+
+// advance is called at the end of the current file: it goes to the next one,
+// or waits until there is something to read. It reports false when all is read.
+func (r *Reader) advance() (bool, error) {
+	if len(r.queue) > 0 {
+		return true, r.next(0)
+	}
+	if !r.opts.Follow {
+		return false, nil
+	}
+	// Rotated? Then the file is complete, but what was written between our
+	// last read and the renaming is still to be read.
+	ino, exists := pathInode(r.path)
+	switch {
+	case exists && r.cur != nil && ino == r.cur.ino && !r.cur.gz:
+	case exists && r.cur != nil && !r.atEOF:
+		r.atEOF = true
+		return true, nil // once more
+	case exists:
+		r.atEOF = false
+		return true, r.succeed()
+	}
+	if r.watch.stopped {
+		return false, nil
+	}
+	return true, r.watch.wait()
+}
+
+// succeed opens the files that came after the current one.
+func (r *Reader) succeed() error {
+	files, current, err := openChain(r.path)
+	if err != nil {
+		return err
+	}
+	n := len(files)
+	for i, c := range files {
+		if r.cur != nil && c.same(r.cur) {
+			n = i
+			break
+		}
+	}
+	closeAll(files[n:])
+	r.queue = files[:n]
+	if n == 0 || !current {
+		// in the middle of a rotation: look again at the next change
+		closeAll(r.queue)
+		r.queue = nil
+		return nil
+	}
+	return r.next(0)
+}
+
+// watcher waits for changes in the log's directory.
+type watcher struct {
+	ctx     context.Context //nolint:containedctx // the reader's
+	file    *os.File        // inotify
+	release func() bool
+	done    chan struct{}
+	gone    chan struct{} // the log ended
+	timer   *time.Timer   // for Until
+	stopped bool          // the log had ended when wait returned
+	buf     [4096]byte
+}
+
+// past is a deadline that wakes a waiting read.
+var past = time.Unix(1, 0)
+
+func newWatcher(ctx context.Context, path string, stopped <-chan struct{}, until time.Time) (*watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("inotify_init1", err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	const mask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_ONLYDIR
+	if _, err := unix.InotifyAddWatch(fd, filepath.Dir(path), mask); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		_ = f.Close()
+		return nil, os.NewSyscallError("inotify_add_watch", err)
+	}
+	w := &watcher{ctx: ctx, file: f, done: make(chan struct{}), gone: make(chan struct{})}
+	w.release = context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(past) })
+	var late <-chan time.Time
+	if !until.IsZero() {
+		w.timer = time.NewTimer(time.Until(until))
+		late = w.timer.C
+	}
+	if stopped == nil && late == nil {
+		return w, nil
+	}
+	go func() {
+		select {
+		case <-stopped:
+		case <-late:
+		case <-w.done:
+			return
+		}
+		close(w.gone)
+		_ = f.SetReadDeadline(past)
+	}()
+	return w, nil
+}
+
+// wait returns when the directory has changed or the log has ended (stopped is
+// set then: one more look at the file, and that was all).
+func (w *watcher) wait() error {
+	select {
+	case <-w.gone:
+		w.stopped = true
+		return nil
+	default:
+	}
+	_, err := w.file.Read(w.buf[:])
+	if err == nil {
+		return nil
+	}
+	if cerr := w.ctx.Err(); cerr != nil {
+		return cerr
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		w.stopped = true
+		return nil
+	}
+	return err
+}
+
+func (w *watcher) close() {
+	w.release()
+	close(w.done)
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	_ = w.file.Close()
+}
+
+func lastNewline(b []byte) int   { return bytes.LastIndexByte(b, '\n') }
+func countNewlines(b []byte) int { return bytes.Count(b, []byte{'\n'}) }
