@@ -111,7 +111,11 @@ func filesLine() string {
 	if strings.HasPrefix(options, "ro") {
 		mode = "read-only"
 	}
-	return fmt.Sprintf("a %s root of my own, %s; %s in view", kind, mode, count(n, "mount"))
+	article := "a"
+	if strings.ContainsAny(kind[:1], "aeiou") {
+		article = "an"
+	}
+	return fmt.Sprintf("%s %s root of my own, %s; %s in view", article, kind, mode, count(n, "mount"))
 }
 
 func networkLine() string {

@@ -50,7 +50,7 @@ func (s *Service) Start(ctx context.Context, ref string) error {
 		c.st.Store(&fresh)
 	}
 	if err := s.start(ctx, c); err != nil {
-		if c.Record().HostConfig.AutoRemove && c.Status().Phase != Created {
+		if c.Record().HostConfig.AutoRemove && !c.Status().Phase.Running() { // the client waits for that
 			_ = s.remove(c, RemoveOptions{Volumes: true})
 		}
 		return err
@@ -197,9 +197,6 @@ func (s *Service) startFailed(c *Container, err error) {
 	c.io.Unlock()
 	for _, a := range waiting {
 		_ = unix.Close(a.fd)
-	}
-	if c.Status().Phase == Created && c.Record().HostConfig.AutoRemove {
-		return // the client removes it, as with Docker
 	}
 	c.wake(false, container.WaitResponse{StatusCode: int64(st.ExitCode)})
 }

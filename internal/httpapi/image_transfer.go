@@ -73,13 +73,10 @@ func (a transferAPI) create(r *request) (response, error) {
 	if message == "" && r.get("fromSrc") != "-" {
 		message = "Imported from " + r.get("fromSrc")
 	}
-	id, err := a.backend.Import(r.Context(), body, ImageImportOptions{
+	_, err = a.backend.Import(r.Context(), body, ImageImportOptions{
 		Repo: r.get("repo"), Tag: r.get("tag"), Message: message, Changes: r.values()["changes"], Platform: platform,
 	}, p.send)
-	if err == nil {
-		p.send(jsonstream.Message{Status: id.String()})
-	}
-	return p.finish(err)
+	return p.finish(err) // the image's id was the last message
 }
 
 // source opens what fromSrc names: the request's body, or a URL.

@@ -81,7 +81,12 @@ type progress struct {
 	enc *json.Encoder
 }
 
-func (r *request) progress() *progress { return &progress{r: r} }
+// progress tells of an operation while it reads the request's body: both
+// directions are open at once, or the first message would discard the body.
+func (r *request) progress() *progress {
+	_ = http.NewResponseController(r.w).EnableFullDuplex() // HTTP/1.1 over a test recorder has none
+	return &progress{r: r}
+}
 
 // wireMessage adds the field that clients before 1.48 read an error from.
 type wireMessage struct {
