@@ -106,8 +106,8 @@ type Container struct {
 	execs   map[string]*Exec
 	gone    bool
 
-	warm    chan int      // a root made at create, for the start that follows
-	stopped chan struct{} // closed at each exit, remade at start; under io
+	warm    atomic.Pointer[chan int] // a root under way since create, for the start that follows
+	stopped chan struct{}            // closed at each exit, remade at start; under io
 	backoff time.Duration
 	retry   *time.Timer // a restart under way
 }

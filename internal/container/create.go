@@ -93,8 +93,8 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 		return none, err
 	}
 	u.Add(func() { s.removeFiles(r.ID) })
-	c := &Container{execs: map[string]*Exec{}, warm: make(chan int, 1)}
-	go s.warmUp(c, r.ID)
+	c := &Container{execs: map[string]*Exec{}}
+	s.warmUp(c, r.ID)
 	if err := os.Mkdir(s.dir(r.ID), 0o710); err != nil {
 		return none, err
 	}
@@ -134,23 +134,32 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 const warmTime = 2 * time.Second
 
 // warmUp attaches the root filesystem while the client is still reading the
-// answer: the start that mostly follows finds it done.
+// answer: the start that mostly follows finds it done, or waits for it. There is
+// never a second mount beside it: one upper directory serves one.
 func (s *Service) warmUp(c *Container, id ID) {
-	fd, err := s.attachRoot(context.Background(), id, false)
-	if err != nil {
-		fd = -1 // the start tries again and reports
+	ch := make(chan int, 1)
+	c.warm.Store(&ch)
+	go func() {
+		fd, err := s.attachRoot(context.Background(), id, false)
+		if err != nil {
+			fd = -1 // the start tries again and reports
+		}
+		ch <- fd
+		time.AfterFunc(warmTime, c.dropWarm)
+	}()
+}
+
+// takeWarm returns the root made at create, -1 when there is none any more.
+func (c *Container) takeWarm() int {
+	if ch := c.warm.Swap(nil); ch != nil {
+		return <-*ch
 	}
-	c.warm <- fd
-	time.AfterFunc(warmTime, c.dropWarm)
+	return -1
 }
 
 func (c *Container) dropWarm() {
-	select {
-	case fd := <-c.warm:
-		if fd >= 0 {
-			_ = unix.Close(fd)
-		}
-	default:
+	if fd := c.takeWarm(); fd >= 0 {
+		_ = unix.Close(fd)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/keeper"
+	"berth.dev/berth/internal/stdmux"
 )
 
 // Exec is one more process in a container, from its create until some time
@@ -130,7 +131,11 @@ func (s *Service) ExecStart(ctx context.Context, id string, o ExecStartOptions, 
 	err = s.launchExec(ctx, ex, req, []int{remote})
 	_ = unix.Close(remote)
 	if err != nil {
-		_, _ = conn.Write([]byte(err.Error() + "\r\n")) // as Docker: the stream has begun
+		text := []byte(err.Error() + "\r\n") // as Docker: the stream has begun
+		if !ex.req.Tty {
+			text = append(stdmux.AppendHeader(nil, 1, len(text)), text...)
+		}
+		_, _ = conn.Write(text)
 		return nil
 	}
 	keys, _ := detachKeys(ex.req.DetachKeys)

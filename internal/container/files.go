@@ -32,6 +32,9 @@ func (s *Service) root(ctx context.Context, c *Container, readonly bool) (fd int
 			return fd, true, nil
 		}
 	}
+	if !readonly {
+		c.dropWarm() // one upper directory serves one mount
+	}
 	fd, err = s.attachRoot(ctx, c.Record().ID, readonly)
 	return fd, false, err
 }
@@ -153,6 +156,10 @@ func (s *Service) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o 
 	}
 	if err := s.writable(c, p); err != nil {
 		return err
+	}
+	if !c.Status().Phase.Running() {
+		c.mu.Lock() // no start while its root is mounted here
+		defer c.mu.Unlock()
 	}
 	fd, rel, err := s.place(ctx, c, p, false)
 	if err != nil {

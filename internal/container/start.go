@@ -78,11 +78,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}()
 
 	// 1. The root filesystem, made at create if that was just now.
-	root := -1
-	select {
-	case root = <-c.warm:
-	default:
-	}
+	root := c.takeWarm()
 	if root < 0 {
 		if root, err = s.attachRoot(ctx, r.ID, false); err != nil {
 			return err
