@@ -230,6 +230,9 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	if err := os.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o710); err != nil {
 		return nil, err
 	}
+	if err := s.makeSkeleton(); err != nil {
+		return nil, err
+	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}

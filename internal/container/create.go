@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -169,7 +170,32 @@ func (s *Service) attachRoot(ctx context.Context, id ID, readonly bool) (int, er
 	if err != nil {
 		return -1, err
 	}
+	if m.Path == "" && !readonly {
+		m.Lower = append(m.Lower[:len(m.Lower):len(m.Lower)], s.skeletonDir())
+	}
 	return snapshot.Attach(m, readonly)
+}
+
+// skeletonDir is a layer below all others of every container: the mount points
+// that a start needs and that many images lack. So starting changes nothing in
+// the container's own layer, and diff and commit have nothing to leave out.
+func (s *Service) skeletonDir() string { return filepath.Join(s.o.DataRoot, "skeleton") }
+
+func (s *Service) makeSkeleton() error {
+	root := s.skeletonDir()
+	for _, d := range []string{"proc", "sys", "dev/pts", "dev/shm", "etc"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, f := range []string{".dockerenv", "etc/hosts", "etc/hostname", "etc/resolv.conf"} {
+		fd, err := os.OpenFile(filepath.Join(root, f), os.O_CREATE|os.O_WRONLY, 0o755)
+		if err != nil {
+			return err
+		}
+		_ = fd.Close()
+	}
+	return nil
 }
 
 func platformMatches(img *image.Image, platform string) bool {

@@ -21,15 +21,17 @@ func (k *Keeper) sweep() {
 			owned[e.Cgroup] = true
 		}
 	}
-	for _, h := range k.rt.Host.Hierarchies {
-		entries, err := os.ReadDir(h.Path + k.cfg.Parent)
-		if err != nil {
-			continue
-		}
-		for _, e := range entries {
-			rel := path.Join(k.cfg.Parent, e.Name())
-			if e.IsDir() && !owned[rel] {
-				k.removeCgroup(&runtime.Cgroup{Rel: rel, V1: []string{h.Path + rel}, V2FD: -1})
+	for _, parent := range []string{k.cfg.Parent, k.cfg.Parent + devicesSuffix} {
+		for _, h := range k.rt.Host.Hierarchies {
+			entries, err := os.ReadDir(h.Path + parent)
+			if err != nil {
+				continue
+			}
+			for _, e := range entries {
+				rel := path.Join(parent, e.Name())
+				if e.IsDir() && !owned[rel] {
+					k.removeCgroup(&runtime.Cgroup{Rel: rel, V1: []string{h.Path + rel}, V2FD: -1})
+				}
 			}
 		}
 	}

@@ -105,6 +105,9 @@ func New(cfg Config) (*Keeper, error) {
 	}
 	k.orphans = k.journal.entries()
 	k.sweep()
+	if err := k.cgroups.RestrictDevices(cfg.Parent); err != nil {
+		return nil, fmt.Errorf("cannot prepare the cgroup %s: %w", cfg.Parent, err)
+	}
 	k.pool = newPool(k)
 	return k, nil
 }
@@ -454,6 +457,7 @@ func (k *Keeper) shutdown() error {
 		k.busy.Wait()
 		k.flushReaping()
 		k.cgroups.RemoveParent(k.cfg.Parent)
+		k.cgroups.RemoveParent(k.cfg.Parent + devicesSuffix)
 		os.Exit(0)
 	}()
 	return nil

@@ -7,6 +7,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -17,6 +18,10 @@ import (
 // starts, few enough to cost next to no memory.
 const poolSize = 24
 
+// devicesSuffix makes of the keeper's cgroup parent the one of containers with
+// device rules of their own: below the other nothing more can be allowed.
+const devicesSuffix = "-devices"
+
 // pool makes ahead what a start would have to wait for.
 type pool struct {
 	k      *Keeper
@@ -26,6 +31,8 @@ type pool struct {
 	trees  chan *runtime.DevTree
 	stop   chan struct{}
 	done   sync.WaitGroup
+
+	handedOut atomic.Int64 // when something was handed out last, in ns
 }
 
 func newPool(k *Keeper) *pool {
@@ -39,14 +46,40 @@ func newPool(k *Keeper) *pool {
 
 func (p *pool) start() {
 	p.done.Add(2)
-	go fill(p, p.groups, func() (*runtime.Cgroup, error) { return p.newCgroup() }, p.k.removeCgroup)
+	go fill(p, p.groups, p.newCgroup, p.k.removeCgroup)
 	go fill(p, p.trees, func() (*runtime.DevTree, error) { return runtime.NewDevTree(nil) }, (*runtime.DevTree).Close)
 }
+
+// quiet is how long after a hand-out the pool begins to fill again, unless it
+// runs low: making things takes the processor and the kernel's locks from the
+// start that is under way.
+const quiet = 2 * time.Millisecond
 
 // fill keeps a channel full until the pool is closed, then empties it.
 func fill[T any](p *pool, ch chan T, make func() (T, error), drop func(T)) {
 	defer p.done.Done()
+	defer func() {
+		for {
+			select {
+			case v := <-ch:
+				drop(v)
+			default:
+				return
+			}
+		}
+	}()
 	for {
+		for len(ch) > cap(ch)/4 {
+			rest := quiet - time.Since(time.Unix(0, p.handedOut.Load()))
+			if rest <= 0 {
+				break
+			}
+			select {
+			case <-time.After(rest):
+			case <-p.stop:
+				return
+			}
+		}
 		v, err := make()
 		if err != nil {
 			// A start will meet the same error and report it.
@@ -58,14 +91,7 @@ func fill[T any](p *pool, ch chan T, make func() (T, error), drop func(T)) {
 		case ch <- v:
 		case <-p.stop:
 			drop(v)
-			for {
-				select {
-				case v := <-ch:
-					drop(v)
-				default:
-					return
-				}
-			}
+			return
 		}
 	}
 }
@@ -80,10 +106,22 @@ func (p *pool) newCgroup() (*runtime.Cgroup, error) {
 }
 
 // cgroup hands out a cgroup: one made ahead, or one of its own below a parent.
-func (p *pool) cgroup(parent, id string) (*runtime.Cgroup, error) {
-	if parent != "" && path.Clean("/"+parent) != p.k.cfg.Parent {
-		return p.k.cgroups.Make(path.Join("/", parent, id))
+// Those made ahead inherit the default device rules; a container with rules of
+// its own gets a place where nothing is inherited.
+func (p *pool) cgroup(parent, id string, ownDevices bool) (*runtime.Cgroup, error) {
+	if parent != "" && path.Clean("/"+parent) != p.k.cfg.Parent || ownDevices {
+		if parent == "" {
+			parent = p.k.cfg.Parent + devicesSuffix
+		}
+		g, err := p.k.cgroups.Make(path.Join("/", parent, id))
+		if err == nil {
+			if err = p.k.cgroups.AllowDefaultDevices(g); err != nil {
+				p.k.removeCgroup(g)
+			}
+		}
+		return g, err
 	}
+	p.handedOut.Store(time.Now().UnixNano())
 	select {
 	case g := <-p.groups:
 		return g, nil

@@ -66,7 +66,7 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	}
 
 	// 2. Cgroup and /dev, made ahead where possible.
-	if t.cgroup, err = k.pool.cgroup(r.Parent, r.ID); err != nil {
+	if t.cgroup, err = k.pool.cgroup(r.Parent, r.ID, ownDevices(r.Spec.Linux.Resources)); err != nil {
 		return nil, nil, err
 	}
 	u.Add(func() { k.later(func() { k.removeCgroup(t.cgroup) }) })
@@ -128,6 +128,8 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	k.afterReply(handles)
 	return reply, handles, nil
 }
+
+func ownDevices(r *specs.LinuxResources) bool { return r != nil && len(r.Devices) > 0 }
 
 // afterReply closes the descriptors of a reply some time after it was sent.
 func (k *Keeper) afterReply(fds []int) {

@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
@@ -25,6 +26,10 @@ import (
 	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/state"
 )
+
+// quiet is how long after a hand-out the pool is filled again, unless it runs
+// low: making a namespace takes locks that a start under way needs.
+const quiet = 3 * time.Millisecond
 
 // poolSize is how many namespaces wait. They are cheap; making one is not.
 const poolSize = 16
@@ -42,6 +47,8 @@ type Service struct {
 	pool    chan int
 	stop    chan struct{}
 	done    chan struct{}
+
+	handedOut atomic.Int64 // when a namespace was handed out last, in ns
 }
 
 // Open reads the networks and begins to make namespaces ahead.
@@ -70,6 +77,18 @@ func (s *Service) Close() {
 func (s *Service) fill() {
 	defer close(s.done)
 	for {
+		for len(s.pool) > poolSize/4 {
+			rest := quiet - time.Since(time.Unix(0, s.handedOut.Load()))
+			if rest <= 0 {
+				break
+			}
+			select {
+			case <-time.After(rest):
+			case <-s.stop:
+				s.drain()
+				return
+			}
+		}
 		fd, err := linux.NewNetNS()
 		if err != nil {
 			s.o.Log.Warn("cannot prepare a network namespace", "error", err)
@@ -80,14 +99,19 @@ func (s *Service) fill() {
 		case s.pool <- fd:
 		case <-s.stop:
 			_ = unix.Close(fd)
-			for {
-				select {
-				case fd := <-s.pool:
-					_ = unix.Close(fd)
-				default:
-					return
-				}
-			}
+			s.drain()
+			return
+		}
+	}
+}
+
+func (s *Service) drain() {
+	for {
+		select {
+		case fd := <-s.pool:
+			_ = unix.Close(fd)
+		default:
+			return
 		}
 	}
 }
@@ -95,6 +119,7 @@ func (s *Service) fill() {
 // Isolated returns a network namespace with only a loopback interface. The
 // descriptor is the caller's.
 func (s *Service) Isolated() (int, error) {
+	s.handedOut.Store(time.Now().UnixNano())
 	select {
 	case fd := <-s.pool:
 		return fd, nil

@@ -59,11 +59,25 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 			g.V1 = append(g.V1, dir)
 		}
 	}
-	if err := c.allowDefaultDevices(g); err != nil {
-		_ = c.Remove(g)
-		return nil, err
-	}
 	return g, nil
+}
+
+// RestrictDevices limits what the cgroups below parent may use to the default
+// devices: on v1 they inherit it when they are made, which costs nothing. The
+// parent must have no children yet, unless it is restricted already.
+func (c *Cgroups) RestrictDevices(parent string) error {
+	if err := c.prepareParent(parent); err != nil {
+		return err
+	}
+	g := &Cgroup{Rel: parent}
+	dir := c.dirFor(g, "devices")
+	if dir == "" {
+		return nil
+	}
+	if raw, err := os.ReadFile(dir + "/devices.list"); err != nil || !strings.HasPrefix(string(raw), "a *:* ") {
+		return err
+	}
+	return c.AllowDefaultDevices(g)
 }
 
 // Find returns the cgroup rel as it stands, to adopt it after a restart.
@@ -145,7 +159,8 @@ var defaultDeviceRules = []string{
 	"c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm",
 }
 
-func (c *Cgroups) allowDefaultDevices(g *Cgroup) error {
+// AllowDefaultDevices limits one cgroup to the default devices.
+func (c *Cgroups) AllowDefaultDevices(g *Cgroup) error {
 	dir := c.dirFor(g, "devices")
 	if dir == "" {
 		return nil
@@ -153,9 +168,14 @@ func (c *Cgroups) allowDefaultDevices(g *Cgroup) error {
 	if err := writeCgroup(dir, "devices.deny", "a"); err != nil {
 		return err
 	}
+	fd, err := unix.Open(dir+"/devices.allow", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	for _, r := range defaultDeviceRules {
-		if err := writeCgroup(dir, "devices.allow", r); err != nil {
-			return err
+		if _, err := unix.Write(fd, []byte(r)); err != nil {
+			return fmt.Errorf("cannot allow the device %q: %w", r, err)
 		}
 	}
 	return nil

@@ -1,0 +1,61 @@
+package enginetest
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// Reasons for which a test may be skipped. The list is short on purpose: a test
+// that skips shows nothing.
+const (
+	NeedsRoot     = "needs root"
+	NeedsDocker   = "needs the docker client 28 or newer (scripts/install-test-deps)"
+	NeedsCgroupV2 = "needs cgroup v2 (make test-vm has it)"
+	NeedsCgroupV1 = "needs cgroup v1"
+	NeedsOverlay  = "needs overlayfs"
+	LongRun       = "runs under make stress only"
+	ShortRun      = "left out by go test -short"
+)
+
+// reviewed says which reasons hold under make test, where the machine is known:
+// there the others are failures.
+var reviewed = map[string]bool{
+	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false,
+	NeedsCgroupV2: true, NeedsCgroupV1: true, LongRun: true, ShortRun: true,
+}
+
+// Skip ends the test for a reason of the list above.
+func Skip(t testing.TB, reason string) {
+	t.Helper()
+	allowed, known := reviewed[reason]
+	switch {
+	case !known:
+		t.Fatalf("%q is no reviewed reason to skip: see internal/enginetest/skips.go", reason)
+	case !allowed && os.Getenv("BERTH_TEST_STRICT") != "":
+		t.Fatalf("cannot run here: %s", reason)
+	}
+	t.Skip(reason)
+}
+
+// RequireRoot skips where the test has no root rights.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Skip(t, NeedsRoot)
+	}
+}
+
+// RequireDocker skips where there is no docker client.
+func RequireDocker(t testing.TB) {
+	t.Helper()
+	if _, err := exec.LookPath("docker"); err != nil {
+		Skip(t, NeedsDocker)
+	}
+}
+
+// CgroupV2 tells whether the machine has the unified hierarchy alone.
+func CgroupV2() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
