@@ -94,11 +94,11 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 		return none, err
 	}
 	u.Add(func() { s.removeFiles(r.ID) })
-	c := &Container{execs: map[string]*Exec{}}
-	s.warmUp(c, r.ID)
 	if err := os.Mkdir(s.dir(r.ID), 0o710); err != nil {
 		return none, err
 	}
+	c := &Container{execs: map[string]*Exec{}}
+	s.warmUp(c, r)
 	st := &Status{Phase: Created}
 	// A container that is removed by itself need not outlive a power cut.
 	durable := state.Sync
@@ -134,15 +134,21 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 // warmTime is how long a root made at create waits for its start.
 const warmTime = 2 * time.Second
 
-// warmUp attaches the root filesystem while the client is still reading the
+// warmUp attaches the root filesystem and writes the network files while the client is still reading the
 // answer: the start that mostly follows finds it done, or waits for it. There is
 // never a second mount beside it: one upper directory serves one.
-func (s *Service) warmUp(c *Container, id ID) {
+func (s *Service) warmUp(c *Container, r *Record) {
 	ch := make(chan int, 1)
 	c.warm.Store(&ch)
 	go func() {
-		fd, err := s.attachRoot(context.Background(), id, false)
+		fd, err := s.attachRoot(context.Background(), r.ID, false)
+		if err == nil {
+			err = s.writeNetFiles(r)
+		}
 		if err != nil {
+			if fd >= 0 {
+				_ = unix.Close(fd)
+			}
 			fd = -1 // the start tries again and reports
 		}
 		ch <- fd
@@ -179,7 +185,7 @@ func (s *Service) attachRoot(ctx context.Context, id ID, readonly bool) (int, er
 // skeletonDir is a layer below all others of every container: the mount points
 // that a start needs and that many images lack. So starting changes nothing in
 // the container's own layer, and diff and commit have nothing to leave out.
-func (s *Service) skeletonDir() string { return filepath.Join(s.o.DataRoot, "skeleton") }
+func (s *Service) skeletonDir() string { return filepath.Join(s.o.DataRoot, "mountpoints") }
 
 func (s *Service) makeSkeleton() error {
 	root := s.skeletonDir()

@@ -83,6 +83,10 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if root, err = s.attachRoot(ctx, r.ID, false); err != nil {
 			return err
 		}
+		if err = s.writeNetFiles(r); err != nil {
+			_ = unix.Close(root)
+			return err
+		}
 	}
 	req := &keeper.StartRequest{ID: string(r.ID), RootFD: give(root), MountFD: map[int]int{}, NSFD: map[specs.LinuxNamespaceType]int{}}
 
@@ -118,10 +122,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		req.NSFD[j.typ] = give(fd)
 	}
 
-	// 4. Files of the network, then the specification.
-	if err := s.writeNetFiles(r); err != nil {
-		return err
-	}
+	// 4. The specification.
 	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: s.o.Defaults, cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps()}); err != nil {
 		return err
 	}

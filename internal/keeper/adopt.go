@@ -30,7 +30,7 @@ func (k *Keeper) sweep() {
 			for _, e := range entries {
 				rel := path.Join(parent, e.Name())
 				if e.IsDir() && !owned[rel] {
-					k.removeCgroup(&runtime.Cgroup{Rel: rel, V1: []string{h.Path + rel}, V2FD: -1})
+					k.removeCgroup(&runtime.Cgroup{Rel: rel, V1: []string{h.Path + rel}, V2FD: -1, View: -1})
 				}
 			}
 		}

@@ -102,7 +102,11 @@ func (p *pool) close() {
 }
 
 func (p *pool) newCgroup() (*runtime.Cgroup, error) {
-	return p.k.cgroups.Make(path.Join(p.k.cfg.Parent, fmt.Sprintf("%s-%d", p.life, p.seq.Add(1))))
+	g, err := p.k.cgroups.Make(path.Join(p.k.cfg.Parent, fmt.Sprintf("%s-%d", p.life, p.seq.Add(1))))
+	if err == nil {
+		p.k.cgroups.MakeView(g)
+	}
+	return g, err
 }
 
 // cgroup hands out a cgroup: one made ahead, or one of its own below a parent.

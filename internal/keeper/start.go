@@ -70,7 +70,7 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 		return nil, nil, err
 	}
 	u.Add(func() { k.later(func() { k.removeCgroup(t.cgroup) }) })
-	l.CgroupV1, l.CgroupV2 = t.cgroup.V1, t.cgroup.V2FD
+	l.CgroupV1, l.CgroupV2, l.CgroupView = t.cgroup.V1, t.cgroup.V2FD, t.cgroup.View
 	if err := k.cgroups.Apply(t.cgroup, r.Spec.Linux.Resources); err != nil {
 		return nil, nil, err
 	}
@@ -109,10 +109,7 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	u.Release()
 	t.pid, t.pidFD, t.mountNS, t.at = p.Pid, p.PidFD, p.MountNS, time.Now()
 	t.start = startTime(p.Pid)
-	if t.cgroup.V2FD >= 0 {
-		_ = unix.Close(t.cgroup.V2FD)
-		t.cgroup.V2FD = -1
-	}
+	t.cgroup.CloseFDs()
 
 	// 5. The record, then the watch: an exit cannot be seen before it is known.
 	k.journal.write(entry{Op: opStart, ID: t.id, Pid: t.pid, Start: t.start, Cgroup: t.cgroup.Rel, Term: t.term, NS: t.nsFlags, Log: r.Log, At: t.at})
@@ -313,7 +310,7 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 	}
 	spec := &specs.Spec{Process: r.Process, Linux: &specs.Linux{Namespaces: namespacesOf(t.nsFlags)}}
 	l := &runtime.Launch{
-		Spec: spec, Stdio: child, Seccomp: code, SeccompFlags: flags, CgroupV1: t.cgroup.V1, CgroupV2: -1,
+		Spec: spec, Stdio: child, Seccomp: code, SeccompFlags: flags, CgroupV1: t.cgroup.V1, CgroupV2: -1, CgroupView: -1,
 		Join: t.pidFD, JoinPid: t.nsFlags&unix.CLONE_NEWPID != 0, StartFD: -1,
 	}
 	if t.cgroup.V2 != "" {

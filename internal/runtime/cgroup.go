@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,11 +18,11 @@ import (
 // Cgroup is a container's place in every hierarchy: the same relative path in
 // each. On v2 (and for the unified hierarchy beside v1) it is one directory.
 type Cgroup struct {
-	Rel   string   // below the hierarchies' mount points, starts with "/"
-	V1    []string // one directory for each v1 hierarchy
-	V2    string   // the v2 directory, "" for none
-	V2FD  int      // its descriptor while the cgroup waits for its process, -1 otherwise
-	owned bool
+	Rel  string   // below the hierarchies' mount points, starts with "/"
+	V1   []string // one directory for each v1 hierarchy
+	V2   string   // the v2 directory, "" for none
+	V2FD int      // its descriptor while the cgroup waits for its process, -1 otherwise
+	View int      // detached mount of what a container sees of v1 at /sys/fs/cgroup, -1 for none
 }
 
 // Cgroups makes, limits and removes cgroups.
@@ -29,6 +30,7 @@ type Cgroups struct {
 	host    *Host
 	mu      sync.Mutex
 	parents map[string]bool // relative paths made ready
+	noView  atomic.Bool     // this kernel cannot mount onto a detached tree
 }
 
 // NewCgroups returns the manager of this machine's cgroups.
@@ -40,7 +42,7 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 	if err := c.prepareParent(filepath.Dir(rel)); err != nil {
 		return nil, err
 	}
-	g := &Cgroup{Rel: rel, V2FD: -1, owned: true}
+	g := &Cgroup{Rel: rel, V2FD: -1, View: -1}
 	for i := range c.host.Hierarchies {
 		h := &c.host.Hierarchies[i]
 		dir := h.Path + rel
@@ -69,7 +71,7 @@ func (c *Cgroups) RestrictDevices(parent string) error {
 	if err := c.prepareParent(parent); err != nil {
 		return err
 	}
-	g := &Cgroup{Rel: parent}
+	g := &Cgroup{Rel: parent, V2FD: -1, View: -1}
 	dir := c.dirFor(g, "devices")
 	if dir == "" {
 		return nil
@@ -80,9 +82,65 @@ func (c *Cgroups) RestrictDevices(parent string) error {
 	return c.AllowDefaultDevices(g)
 }
 
+// CloseFDs gives up what only a start needs.
+func (g *Cgroup) CloseFDs() {
+	for _, fd := range []*int{&g.V2FD, &g.View} {
+		if *fd >= 0 {
+			_ = unix.Close(*fd)
+			*fd = -1
+		}
+	}
+}
+
+// MakeView makes, ahead of a start, the tree that a container without a cgroup
+// namespace of its own sees at /sys/fs/cgroup: a tmpfs with its own directory of
+// each v1 hierarchy. Mounting onto a detached tree needs Linux 6.15; on an
+// older kernel View stays -1 and the start mounts them one by one.
+func (c *Cgroups) MakeView(g *Cgroup) {
+	if c.host.CgroupV2 || c.noView.Load() {
+		return
+	}
+	root, err := fsMount("tmpfs", 0, [2]string{"mode", "755"}, [2]string{"source", "tmpfs"})
+	if err != nil {
+		return
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			c.noView.Store(true)
+			_ = unix.Close(root)
+		}
+	}()
+	for i := range c.host.Hierarchies {
+		h := &c.host.Hierarchies[i]
+		if unix.Mkdirat(root, h.Name, 0o755) != nil {
+			return
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, h.Path+g.Rel, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return
+		}
+		err = unix.MoveMount(fd, "", root, h.Name, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		_ = unix.Close(fd)
+		if err != nil {
+			return
+		}
+		for _, alias := range h.Aliases {
+			if unix.Symlinkat(h.Name, root, alias) != nil {
+				return
+			}
+		}
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+	if unix.MountSetattr(root, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr) != nil {
+		return
+	}
+	g.View, ok = root, true
+}
+
 // Find returns the cgroup rel as it stands, to adopt it after a restart.
 func (c *Cgroups) Find(rel string) *Cgroup {
-	g := &Cgroup{Rel: rel, V2FD: -1, owned: true}
+	g := &Cgroup{Rel: rel, V2FD: -1, View: -1}
 	for i := range c.host.Hierarchies {
 		h := &c.host.Hierarchies[i]
 		dir := h.Path + rel
@@ -525,10 +583,7 @@ func (c *Cgroups) KillAll(g *Cgroup) {
 // Remove removes the cgroup and what the container made below it. It tries for
 // a while, since a cgroup is busy until its last process is reaped.
 func (c *Cgroups) Remove(g *Cgroup) error {
-	if g.V2FD >= 0 {
-		_ = unix.Close(g.V2FD)
-		g.V2FD = -1
-	}
+	g.CloseFDs()
 	dirs := g.V1
 	if g.V2 != "" {
 		dirs = append(dirs[:len(dirs):len(dirs)], g.V2)

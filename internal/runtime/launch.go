@@ -35,12 +35,15 @@ type Launch struct {
 	CgroupV1 []string // directories to join, one for each v1 hierarchy
 	CgroupV2 int      // descriptor of the v2 directory to be born in, -1 for none
 
+	CgroupView int // Cgroup.View, -1 for none
+
 	Base          string // a directory to stack the root filesystem on before pivot_root
 	Empty         string // an empty read-only directory, for masks
 	PrivateMounts bool   // the present mount namespace is not private: make the copy so
 	ConsolePath   string // "/dev/pts/N" for /dev/console
 	Init          bool   // run an init as process 1
-	StartFD       int    // read end that holds the process before execve, -1 for none
+	StartFD       int    // holds the process before execve until a byte can be read, -1 for none: Start returns when it waits
+	LateFD        int    // with StartFD: what gets the reports of failed execves after that
 
 	// Join is the pidfd of the process whose namespaces an exec joins, -1 for a start.
 	Join    int
@@ -367,6 +370,9 @@ func (p *plan) result(fd int) error {
 		if !ok {
 			return errors.New("berth-init sent a report that makes no sense")
 		}
+		if binary.LittleEndian.Uint64(buf[8:]) == 0 { // it waits for its start
+			return nil
+		}
 		e := &StartError{Stage: o.stage, Path: o.path, Errno: unix.Errno(binary.LittleEndian.Uint64(buf[8:]))}
 		if o.stage != StageExec || o.flags&initprog.FlagContinue == 0 {
 			return e
@@ -452,11 +458,15 @@ func openInRoot(root int, p string, flags int) (int, error) {
 func (l *Launch) lookAtTargets() error {
 	l.targets = make(map[int]targetKind, len(l.Spec.Mounts))
 	l.kernelDirs = true
+	dests := make([]string, len(l.Spec.Mounts))
 	for i, m := range l.Spec.Mounts {
-		dest := path.Clean("/" + m.Destination)
+		dests[i] = path.Clean("/" + m.Destination)
+	}
+	for i, m := range l.Spec.Mounts {
+		dest := dests[i]
 		nested := false
-		for j, other := range l.Spec.Mounts {
-			if j != i && path.Clean("/"+other.Destination) != dest && within(dest, other.Destination) {
+		for j, other := range dests {
+			if j != i && len(dest) > len(other) && dest[len(other)] == '/' && dest[:len(other)] == other {
 				nested = true
 			}
 		}
@@ -480,6 +490,10 @@ func (l *Launch) lookAtTargets() error {
 		if nested {
 			continue
 		}
+		if l.plainTarget(dest, file) {
+			l.targets[i] = targetThere
+			continue
+		}
 		fd, err := openInRoot(l.RootFD, dest, unix.O_PATH)
 		if err != nil {
 			if fd, err = makeInRoot(l.RootFD, dest, file); err != nil {
@@ -499,6 +513,27 @@ func (l *Launch) lookAtTargets() error {
 		l.targets[i] = targetThere
 	}
 	return nil
+}
+
+// plainTarget reports whether dest, of one or two names, is there without a
+// link on the way, and of the kind that is mounted: the usual case, for little.
+func (l *Launch) plainTarget(dest string, file bool) bool {
+	dir, name, two := strings.Cut(dest[1:], "/")
+	if two && strings.Contains(name, "/") {
+		return false
+	}
+	isDir := func(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
+	var st unix.Stat_t
+	if unix.Fstatat(l.RootFD, dir, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return false
+	}
+	if !two {
+		return isDir(&st) == !file && st.Mode&unix.S_IFMT != unix.S_IFLNK
+	}
+	if !isDir(&st) || unix.Fstatat(l.RootFD, dest[1:], &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return false
+	}
+	return isDir(&st) == !file && st.Mode&unix.S_IFMT != unix.S_IFLNK
 }
 
 // makeInRoot makes the directories of p below root, and p itself as a file if

@@ -259,6 +259,10 @@ func (p *plan) cgroupMount(dest string, opt parsed, host *Host) {
 		p.cgroupBind("/sys/fs/cgroup", dest, opt)
 		return
 	}
+	if p.useView(opt) {
+		p.moveMount(p.pass(p.l.CgroupView), dest, dest)
+		return
+	}
 	p.makeDir(dest)
 	p.call(dest, unix.SYS_MOUNT, p.str("tmpfs"), p.str(dest), p.str("tmpfs"), flags&^unix.MS_RDONLY, p.str("mode=755"))
 	for _, h := range host.Hierarchies {
@@ -291,6 +295,12 @@ func (p *plan) cgroupBind(src, dest string, opt parsed) {
 	}
 }
 
+// useView reports whether the tree made ahead is what the container is to see.
+func (p *plan) useView(opt parsed) bool {
+	const usual = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	return p.l.CgroupView >= 0 && opt.set == usual && !p.newNamespace(specs.CgroupNamespace)
+}
+
 // openSources clones, while the old root is still the root, what later
 // operations attach by path: bind sources that came without a descriptor, and
 // the cgroup directories.
@@ -308,7 +318,7 @@ func (p *plan) openSources(host *Host) {
 		opt := parseOptions(m.Options)
 		switch {
 		case m.Type == "cgroup" || m.Type == "cgroup2":
-			if p.newNamespace(specs.CgroupNamespace) {
+			if p.newNamespace(specs.CgroupNamespace) || p.useView(opt) {
 				continue
 			}
 			if host.CgroupV2 {

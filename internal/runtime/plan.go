@@ -19,6 +19,10 @@ const (
 	fdShm   = 8 // its shm, detached
 	fdNull  = 9 // /dev/null (char 1:3, checked by the parent), O_PATH
 	fdFirst = 10
+
+	// With StartFD, from leaveOldRoot on.
+	fdStart = 5
+	fdLate  = 6
 )
 
 // plan is a launch turned into a table and the descriptors that it names.
@@ -60,9 +64,6 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 	p.names()
 	if err := p.limits(host); err != nil {
 		return nil, err
-	}
-	if l.StartFD >= 0 {
-		p.waitStart()
 	}
 	if err := p.process(s.Process, host); err != nil {
 		return nil, err
@@ -159,16 +160,26 @@ func (p *plan) leaveOldRoot() {
 	// a working directory below /proc/self/fd.
 	keep := uint64(initprog.FDReport + 1)
 	if p.l.StartFD >= 0 {
-		p.call("start", unix.SYS_DUP3, p.pass(p.l.StartFD), keep, unix.O_CLOEXEC)
-		keep++
+		p.call("start", unix.SYS_DUP3, p.pass(p.l.StartFD), fdStart, unix.O_CLOEXEC)
+		p.call("start", unix.SYS_DUP3, p.pass(p.l.LateFD), fdLate, unix.O_CLOEXEC)
+		keep = fdLate + 1
 	}
 	p.call("descriptors", unix.SYS_CLOSE_RANGE, keep, 0xffffffff, 0)
 }
 
-// waitStart blocks until the other end of the start pipe is written.
-func (p *plan) waitStart() {
-	p.stage = StageProcess
-	p.call("start", unix.SYS_READ, initprog.FDReport+1, p.bytes(make([]byte, 8)), 1)
+// waitStart blocks the process, which is complete but for its execve, until
+// the start descriptor is written. A report with errno 0 tells the parent that
+// it may go; what fails afterwards is reported to LateFD.
+func (p *plan) waitStart(files []string) {
+	for i, file := range files { // what surely cannot be run is told now
+		p.call(file, unix.SYS_FACCESSAT, atFDCWD, p.str(file), unix.X_OK)
+		p.last().flags, p.last().skipOK = initprog.FlagContinue, uint8(min(255, len(files)-i))
+	}
+	p.call("exit", unix.SYS_EXIT_GROUP, 254)
+	here := initprog.TableAddr + initprog.HeaderSize + uint64(len(p.ops))*initprog.OpSize
+	p.call("ready", unix.SYS_WRITE, initprog.FDReport, p.words(here, 0), 16)
+	p.call("start", unix.SYS_READ, fdStart, p.bytes(make([]byte, 8)), 1)
+	p.call("start", unix.SYS_DUP3, fdLate, initprog.FDReport, unix.O_CLOEXEC)
 }
 
 // setAttr changes the attributes and the propagation of the mount at target.
@@ -293,6 +304,9 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 		p.call("no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
 	}
 	p.stage = StageExec
+	if p.l.Join < 0 && p.l.StartFD >= 0 {
+		p.waitStart(candidates(pr))
+	}
 	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
 	argv, envp := p.strv(pr.Args), p.strv(pr.Env)
 	for _, file := range candidates(pr) {

@@ -205,13 +205,16 @@ func compileArch(s *specs.LinuxSeccomp, a filterArch, def uint32) ([]bpf, error)
 	slices.Sort(nrs)
 	other := &leaf{action: def}
 	list := []interval{{0, other}}
+	same := func(a, b *leaf) bool {
+		return a == b || len(a.rules)+len(b.rules) == 0 && a.action == b.action
+	}
 	put := func(from uint32, l *leaf) {
-		last := &list[len(list)-1]
-		switch {
-		case last.leaf == l || len(last.leaf.rules)+len(l.rules) == 0 && last.leaf.action == l.action:
-		case last.from == from:
-			last.leaf = l
-		default:
+		if n := len(list) - 1; n > 0 && list[n].from == from {
+			list = list[:n] // what the number before left open
+		}
+		if last := list[len(list)-1]; last.from == from {
+			list[len(list)-1].leaf = l
+		} else if !same(last.leaf, l) {
 			list = append(list, interval{from, l})
 		}
 	}

@@ -56,22 +56,17 @@ type table struct {
 	ops   []op
 	data  []byte
 	stage Stage
-	strs  map[string]uint64
 }
 
 func newTable() *table {
-	return &table{ops: make([]op, 0, 192), data: make([]byte, 0, 8192), strs: make(map[string]uint64, 96)}
+	return &table{ops: make([]op, 0, 224), data: make([]byte, 0, 16<<10)}
 }
 
 // str places a NUL-terminated string and returns its address.
 func (t *table) str(s string) uint64 {
-	if a, ok := t.strs[s]; ok {
-		return a
-	}
 	a := t.addr()
 	t.data = append(t.data, s...)
 	t.data = append(t.data, 0)
-	t.strs[s] = a
 	return a
 }
 
