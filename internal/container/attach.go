@@ -37,7 +37,7 @@ type pendingAttach struct {
 
 // Attach connects a client with a container's stdio until either ends. The
 // connection goes straight through the keeper; this process only copies.
-func (s *Service) Attach(ctx context.Context, ref string, o AttachOptions, hijack func(tty bool) (Conn, error)) error {
+func (s Streams) Attach(ctx context.Context, ref string, o AttachOptions, hijack func(tty bool) (Conn, error)) error {
 	c, err := s.Get(ref)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (s *Service) Attach(ctx context.Context, ref string, o AttachOptions, hijac
 	if !spec.Stdin || !cfg.Tty && o.DetachKeys == "" {
 		keys = nil
 	}
-	if errors.Is(s.pump(ctx, conn, local, keys, spec.Stdin), errDetached) {
+	if errors.Is(pump(ctx, conn, local, keys, spec.Stdin), errDetached) {
 		s.event(c, events.ActionDetach)
 	}
 	return nil
@@ -88,7 +88,7 @@ func (s *Service) Attach(ctx context.Context, ref string, o AttachOptions, hijac
 
 // attach gives fd to the running process, or keeps it for the next start. It is
 // the keeper's, or closed, afterwards.
-func (s *Service) attach(ctx context.Context, c *Container, fd int, spec keeper.AttachSpec) error {
+func (s Streams) attach(ctx context.Context, c *Container, fd int, spec keeper.AttachSpec) error {
 	c.io.Lock()
 	if !c.Status().Phase.Running() {
 		c.attach = append(c.attach, pendingAttach{fd, spec})
@@ -109,7 +109,7 @@ var errDetached = errors.New("detached")
 
 // pump copies between a client and a process until the process's output ends,
 // the client is gone, or it types the detach keys.
-func (s *Service) pump(ctx context.Context, conn Conn, local *net.UnixConn, keys []byte, stdin bool) error {
+func pump(ctx context.Context, conn Conn, local *net.UnixConn, keys []byte, stdin bool) error {
 	detached := make(chan struct{})
 	var once sync.Once
 	go func() {
@@ -218,7 +218,7 @@ func splitKeys(text string) []string {
 }
 
 // Resize sets the size of a container's terminal.
-func (s *Service) Resize(ctx context.Context, ref string, height, width uint) error {
+func (s Streams) Resize(ctx context.Context, ref string, height, width uint) error {
 	c, err := s.Get(ref)
 	if err != nil {
 		return err

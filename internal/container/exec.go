@@ -45,7 +45,7 @@ func utoa(n uint) string { return strconv.FormatUint(uint64(n), 10) }
 const execKept = 5 * time.Minute
 
 // ExecCreate sets up an exec in a running container.
-func (s *Service) ExecCreate(_ context.Context, ref string, req container.ExecCreateRequest) (string, error) {
+func (s Execs) ExecCreate(_ context.Context, ref string, req container.ExecCreateRequest) (string, error) {
 	c, err := s.Get(ref)
 	if err != nil {
 		return "", err
@@ -74,7 +74,7 @@ func (s *Service) ExecCreate(_ context.Context, ref string, req container.ExecCr
 	return ex.id, nil
 }
 
-func (s *Service) exec(id string) (*Exec, error) {
+func (s Execs) exec(id string) (*Exec, error) {
 	s.mu.RLock()
 	ex := s.execs[id]
 	s.mu.RUnlock()
@@ -85,7 +85,7 @@ func (s *Service) exec(id string) (*Exec, error) {
 }
 
 // ExecStart runs an exec and, unless detached, connects the client with it.
-func (s *Service) ExecStart(ctx context.Context, id string, o ExecStartOptions, hijack func(tty bool) (Conn, error)) error {
+func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hijack func(tty bool) (Conn, error)) error {
 	ex, err := s.exec(id)
 	if err != nil {
 		return err
@@ -144,7 +144,7 @@ func (s *Service) ExecStart(ctx context.Context, id string, o ExecStartOptions, 
 	}
 	// The connection ends only when the exit code can be asked for.
 	gate := &lastConn{Conn: conn, done: ex.done}
-	if errors.Is(s.pump(ctx, gate, local, keys, ex.req.AttachStdin), errDetached) {
+	if errors.Is(pump(ctx, gate, local, keys, ex.req.AttachStdin), errDetached) {
 		s.event(c, events.ActionExecDetach, "execID", ex.id)
 	}
 	return nil
@@ -166,7 +166,7 @@ func (l *lastConn) CloseWrite() error {
 
 // execRequest builds the process of an exec: the container's own, changed by
 // what the exec asks for.
-func (s *Service) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, error) {
+func (s Execs) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, error) {
 	r := ex.c.Record()
 	user := ex.req.User
 	if user == "" {
@@ -237,7 +237,7 @@ func mergeEnv(base, over []string) []string {
 	return out
 }
 
-func (s *Service) launchExec(ctx context.Context, ex *Exec, req *keeper.ExecRequest, fds []int) error {
+func (s Execs) launchExec(ctx context.Context, ex *Exec, req *keeper.ExecRequest, fds []int) error {
 	reply, err := s.keeper.Exec(context.WithoutCancel(ctx), req, fds)
 	if err != nil {
 		defer s.forgetExecLater(ex)
@@ -272,7 +272,7 @@ func (e *Exec) end(code int, _ time.Time) bool {
 	return true
 }
 
-func (s *Service) execExited(ev keeper.Exit) {
+func (s Execs) exited(ev keeper.Exit) {
 	ex, err := s.exec(ev.ExecID)
 	if err != nil {
 		return
@@ -283,7 +283,7 @@ func (s *Service) execExited(ev keeper.Exit) {
 	s.forgetExecLater(ex)
 }
 
-func (s *Service) forgetExecLater(ex *Exec) {
+func (s Execs) forgetExecLater(ex *Exec) {
 	ex.c.io.Lock()
 	delete(ex.c.execs, ex.id)
 	ex.c.io.Unlock()
@@ -295,7 +295,7 @@ func (s *Service) forgetExecLater(ex *Exec) {
 }
 
 // ExecInspect tells how an exec is.
-func (s *Service) ExecInspect(_ context.Context, id string) (container.ExecInspectResponse, error) {
+func (s Execs) ExecInspect(_ context.Context, id string) (container.ExecInspectResponse, error) {
 	ex, err := s.exec(id)
 	if err != nil {
 		return container.ExecInspectResponse{}, err
@@ -315,7 +315,7 @@ func (s *Service) ExecInspect(_ context.Context, id string) (container.ExecInspe
 }
 
 // ExecResize sets the size of an exec's terminal.
-func (s *Service) ExecResize(ctx context.Context, id string, height, width uint) error {
+func (s Execs) ExecResize(ctx context.Context, id string, height, width uint) error {
 	ex, err := s.exec(id)
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 // onExit is called by the keeper's client for every process that ended, in order.
 func (s *Service) onExit(e keeper.Exit) {
 	if e.ExecID != "" {
-		s.execExited(e)
+		Execs{s}.exited(e)
 		return
 	}
 	s.mu.RLock()

@@ -25,7 +25,7 @@ import (
 
 // root opens a container's file tree: that of its process when it runs, with
 // all it has mounted, else its snapshot. The caller closes the descriptor.
-func (s *Service) root(ctx context.Context, c *Container, readonly bool) (fd int, running bool, err error) {
+func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, running bool, err error) {
 	if st := c.Status(); st.Phase.Running() {
 		fd, err := unix.Open(fmt.Sprintf("/proc/%d/root", st.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err == nil {
@@ -41,7 +41,7 @@ func (s *Service) root(ctx context.Context, c *Container, readonly bool) (fd int
 
 // place finds the root and the path in it that stand for a container's path:
 // for one that does not run, a bind mount's source takes the mount's place.
-func (s *Service) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, err error) {
+func (s Files) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, err error) {
 	fd, running, err := s.root(ctx, c, readonly)
 	if err != nil || running {
 		return fd, p, err
@@ -67,7 +67,7 @@ func noSuchFile(c *Container, p string) error {
 }
 
 // ArchiveStat describes a path of a container, which is not followed if it is a link.
-func (s *Service) ArchiveStat(ctx context.Context, ref, p string) (container.PathStat, error) {
+func (s Files) ArchiveStat(ctx context.Context, ref, p string) (container.PathStat, error) {
 	c, err := s.Get(ref)
 	if err != nil {
 		return container.PathStat{}, err
@@ -114,7 +114,7 @@ func statIn(c *Container, root int, p, rel string) (container.PathStat, error) {
 
 // ArchiveGet writes a path of a container as a tar. w is called with what the
 // path is, before the first byte.
-func (s *Service) ArchiveGet(ctx context.Context, ref, p string, w func(container.PathStat) io.Writer) error {
+func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.PathStat) io.Writer) error {
 	c, err := s.Get(ref)
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func (s *Service) ArchiveGet(ctx context.Context, ref, p string, w func(containe
 type ArchivePutOptions struct{ NoOverwriteDirNonDir, CopyUIDGID bool }
 
 // ArchivePut unpacks a tar into a directory of a container.
-func (s *Service) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o ArchivePutOptions) error {
+func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o ArchivePutOptions) error {
 	c, err := s.Get(ref)
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func (s *Service) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o 
 	return nil
 }
 
-func (s *Service) writable(c *Container, p string) error {
+func (s Files) writable(c *Container, p string) error {
 	r := c.Record()
 	clean := path.Clean("/" + p)
 	for _, m := range slices.Backward(r.Mounts) {
@@ -225,7 +225,7 @@ func ephemeral(r *Record) map[string]bool {
 }
 
 // Changes lists what a container changed in its file system.
-func (s *Service) Changes(ctx context.Context, ref string) ([]container.FilesystemChange, error) {
+func (s Files) Changes(ctx context.Context, ref string) ([]container.FilesystemChange, error) {
 	c, err := s.Get(ref)
 	if err != nil {
 		return nil, err
@@ -259,7 +259,7 @@ func isParentOnly(dir string, list, shown []archive.Change, hidden map[string]bo
 	return below(list) && !below(shown) && !hidden[dir]
 }
 
-func (s *Service) changes(ctx context.Context, c *Container) ([]archive.Change, error) {
+func (s Files) changes(ctx context.Context, c *Container) ([]archive.Change, error) {
 	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
 	if err != nil {
 		return nil, err
@@ -286,7 +286,7 @@ func (s *Service) changes(ctx context.Context, c *Container) ([]archive.Change, 
 }
 
 // imageRoot opens the tree of a container's image, read-only.
-func (s *Service) imageRoot(ctx context.Context, c *Container) (fd int, done func(), err error) {
+func (s Files) imageRoot(ctx context.Context, c *Container) (fd int, done func(), err error) {
 	img, err := s.o.Images.Resolve(ctx, string(c.Record().Image))
 	if err != nil {
 		return -1, nil, err
@@ -314,7 +314,7 @@ func (s *Service) imageRoot(ctx context.Context, c *Container) (fd int, done fun
 
 // Export writes a container's whole file system as a tar, without what is
 // mounted in it.
-func (s *Service) Export(ctx context.Context, ref string, w io.Writer) error {
+func (s Files) Export(ctx context.Context, ref string, w io.Writer) error {
 	c, err := s.Get(ref)
 	if err != nil {
 		return err
@@ -344,7 +344,7 @@ type CommitOptions struct {
 }
 
 // Commit makes an image of what a container changed.
-func (s *Service) Commit(ctx context.Context, o CommitOptions) (string, error) {
+func (s Files) Commit(ctx context.Context, o CommitOptions) (string, error) {
 	c, err := s.Get(o.Ref)
 	if err != nil {
 		return "", err
@@ -391,7 +391,7 @@ func refOf(repo, tag string) string {
 }
 
 // layer writes the container's changes as an image layer.
-func (s *Service) layer(ctx context.Context, c *Container, w io.Writer) error {
+func (s Files) layer(ctx context.Context, c *Container, w io.Writer) error {
 	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
 	if err != nil {
 		return err

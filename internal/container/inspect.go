@@ -24,7 +24,7 @@ func apiTime(t time.Time) string {
 }
 
 // Inspect tells everything about a container.
-func (s *Service) Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error) {
+func (s Views) Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error) {
 	c, err := s.Get(ref)
 	if err != nil {
 		return container.InspectResponse{}, err
@@ -69,7 +69,7 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (container
 }
 
 // graphDriver tells where the container's layers are.
-func (s *Service) graphDriver(ctx context.Context, r *Record) *storage.DriverData {
+func (s Views) graphDriver(ctx context.Context, r *Record) *storage.DriverData {
 	out := &storage.DriverData{Name: r.Driver}
 	if d, ok := s.o.Snapshots.Driver.(snapshot.Describer); ok {
 		if data, err := d.Describe(ctx, string(r.ID)); err == nil {

@@ -30,7 +30,7 @@ var listFilters = []string{
 
 // List returns containers, the newest first. It takes no lock that a start or a
 // stop holds.
-func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary, error) {
+func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, error) {
 	f := o.Filters
 	if err := f.Validate(listFilters...); err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 }
 
 // ancestors are the image ids that the filter names; nil for no filter.
-func (s *Service) ancestors(ctx context.Context, f filter.Args) (map[string]bool, error) {
+func (s Views) ancestors(ctx context.Context, f filter.Args) (map[string]bool, error) {
 	if !f.Has("ancestor") {
 		return nil, nil
 	}
@@ -168,7 +168,7 @@ func networkName(r *Record) string {
 	}
 }
 
-func (s *Service) summary(r *Record, st *Status) container.Summary {
+func (s Views) summary(r *Record, st *Status) container.Summary {
 	sum := container.Summary{
 		ID: string(r.ID), Names: []string{"/" + r.Name}, Image: s.imageName(r), ImageID: string(r.Image),
 		Command: command(r), Created: r.Created.Unix(), Ports: []container.PortSummary{}, Labels: r.Config.Labels,
@@ -185,7 +185,7 @@ func (s *Service) summary(r *Record, st *Status) container.Summary {
 
 // imageName is the name that the container was made from, unless it has moved
 // on to another image since: then the id.
-func (s *Service) imageName(r *Record) string {
+func (s Views) imageName(r *Record) string {
 	name := r.Config.Image
 	if img, err := s.o.Images.Resolve(context.Background(), name); err == nil && img.ID == r.Image {
 		return name
@@ -219,7 +219,7 @@ func mountPoints(r *Record) []container.MountPoint {
 
 // endpoints shows the network that the container is on. An isolated one has
 // no address.
-func (s *Service) endpoints(r *Record, st *Status) map[string]*network.EndpointSettings {
+func (s Views) endpoints(r *Record, st *Status) map[string]*network.EndpointSettings {
 	if r.HostConfig.NetworkMode.IsContainer() {
 		return map[string]*network.EndpointSettings{}
 	}

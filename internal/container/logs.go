@@ -25,7 +25,7 @@ type LogsOptions struct {
 const logBatch = 64 << 10
 
 // Logs reads a container's log back. begin is called once all is well.
-func (s *Service) Logs(ctx context.Context, ref string, o LogsOptions, begin func(tty bool) io.Writer) error {
+func (s Streams) Logs(ctx context.Context, ref string, o LogsOptions, begin func(tty bool) io.Writer) error {
 	c, err := s.Get(ref)
 	if err != nil {
 		return err
@@ -42,14 +42,14 @@ func (s *Service) Logs(ctx context.Context, ref string, o LogsOptions, begin fun
 }
 
 // replay writes what was logged before an attach.
-func (s *Service) replay(ctx context.Context, c *Container, o AttachOptions, mux bool, w io.Writer) error {
+func (s Streams) replay(ctx context.Context, c *Container, o AttachOptions, mux bool, w io.Writer) error {
 	if c.Record().HostConfig.LogConfig.Type == "none" {
 		return nil
 	}
 	return s.copyLogs(ctx, c, LogsOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1}, w, mux)
 }
 
-func (s *Service) copyLogs(ctx context.Context, c *Container, o LogsOptions, w io.Writer, mux bool) error {
+func (s Streams) copyLogs(ctx context.Context, c *Container, o LogsOptions, w io.Writer, mux bool) error {
 	var stopped <-chan struct{}
 	if o.Follow {
 		if stopped = c.exitChan(); stopped == nil {

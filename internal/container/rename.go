@@ -11,7 +11,7 @@ import (
 )
 
 // Rename gives a container another name.
-func (s *Service) Rename(_ context.Context, ref, name string) error {
+func (s Edits) Rename(_ context.Context, ref, name string) error {
 	name = strings.TrimPrefix(name, "/")
 	if name == "" {
 		return errs.New(errs.Invalid, "Neither old nor new names may be empty")

@@ -22,7 +22,7 @@ type StatsOptions struct {
 }
 
 // Stats tells what a container uses.
-func (s *Service) Stats(ctx context.Context, ref string, o StatsOptions, emit func(container.StatsResponse) error) error {
+func (s Views) Stats(ctx context.Context, ref string, o StatsOptions, emit func(container.StatsResponse) error) error {
 	if o.Stream && o.OneShot {
 		return errs.New(errs.Invalid, "cannot have stream=true and one-shot=true")
 	}
@@ -73,7 +73,7 @@ func (s *Service) Stats(ctx context.Context, ref string, o StatsOptions, emit fu
 }
 
 // sample reads the controllers' files now; nothing for one that does not run.
-func (s *Service) sample(c *Container) container.StatsResponse {
+func (s Views) sample(c *Container) container.StatsResponse {
 	st := c.Status()
 	out := container.StatsResponse{Read: time.Now().UTC()}
 	if !st.Phase.Running() {
@@ -94,7 +94,7 @@ func (s *Service) sample(c *Container) container.StatsResponse {
 	return out
 }
 
-func (s *Service) dirOf(controller, cgroup string) string {
+func (s Views) dirOf(controller, cgroup string) string {
 	if h := s.host.Hierarchy(controller); h != nil {
 		return h.Path + cgroup
 	}
@@ -129,7 +129,7 @@ func readMap(file string) map[string]uint64 {
 	return out
 }
 
-func (s *Service) sampleV1(cg string, out *container.StatsResponse) {
+func (s Views) sampleV1(cg string, out *container.StatsResponse) {
 	if d := s.dirOf("cpuacct", cg); d != "" {
 		u := &out.CPUStats.CPUUsage
 		u.TotalUsage = readUint(d + "/cpuacct.usage")
@@ -179,7 +179,7 @@ func blkioV1(file string) []container.BlkioStatEntry {
 	return out
 }
 
-func (s *Service) sampleV2(d string, out *container.StatsResponse) {
+func (s Views) sampleV2(d string, out *container.StatsResponse) {
 	m := readMap(d + "/cpu.stat")
 	const micro = 1000
 	out.CPUStats.CPUUsage = container.CPUUsage{TotalUsage: m["usage_usec"] * micro, UsageInUsermode: m["user_usec"] * micro, UsageInKernelmode: m["system_usec"] * micro}

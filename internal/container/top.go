@@ -252,7 +252,7 @@ func parsePs(text string) ([]column, error) {
 }
 
 // Top lists a container's processes, in the columns of ps with psArgs ("" is "-ef").
-func (s *Service) Top(ctx context.Context, ref, psArgs string) (container.TopResponse, error) {
+func (s Views) Top(ctx context.Context, ref, psArgs string) (container.TopResponse, error) {
 	none := container.TopResponse{}
 	if psArgs == "" {
 		psArgs = "-ef"

@@ -14,7 +14,7 @@ import (
 )
 
 // Update changes limits and the restart policy, also while the container runs.
-func (s *Service) Update(ctx context.Context, ref string, u container.UpdateConfig) (container.UpdateResponse, error) {
+func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig) (container.UpdateResponse, error) {
 	none := container.UpdateResponse{}
 	c, err := s.Get(ref)
 	if err != nil {
@@ -97,7 +97,7 @@ func mergeLimits(to, u *container.Resources) {
 }
 
 // Prune removes every container that does not run and that the filters leave.
-func (s *Service) Prune(ctx context.Context, f filter.Args) (container.PruneReport, error) {
+func (s Edits) Prune(ctx context.Context, f filter.Args) (container.PruneReport, error) {
 	out := container.PruneReport{}
 	if err := f.Validate("label", "label!", "until"); err != nil {
 		return out, err

@@ -114,17 +114,19 @@ func NewServices(c *Config) (_ *Services, err error) {
 		Driver:    func() (string, [][2]string) { return snapshots.Name, driverStatus(snapshots.Name, c.DataRoot) },
 		Listeners: b.Listeners,
 		Containers: func(ctx context.Context) ([]container.Summary, error) {
-			return containers.List(ctx, enginecontainer.ListOptions{All: true, Size: true})
+			return enginecontainer.Views{Service: containers}.List(ctx, enginecontainer.ListOptions{All: true, Size: true})
 		},
 		Images: images.DiskUsage,
 	})
+	views, files := enginecontainer.Views{Service: containers}, enginecontainer.Files{Service: containers}
+	edits, streams := enginecontainer.Edits{Service: containers}, enginecontainer.Streams{Service: containers}
 	api := APIOptions(c)
 	api.DefaultNetwork = "none" // until there is a bridge to be the default
 	return &Services{
 		Backends: httpapi.Backends{
-			System: sys, Events: b, Lifecycle: containers, Control: containers, Query: containers,
-			Wait: httpapi.WaitWith(containers.Wait), Streams: containers, Exec: containers, Archive: containers,
-			Update: containers, Prune: containers, Top: containers, Changes: containers, Stats: containers, Export: containers, Commit: containers,
+			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
+			Wait: httpapi.WaitWith(containers.Wait), Streams: streams, Exec: enginecontainer.Execs{Service: containers}, Archive: files,
+			Update: edits, Prune: edits, Top: views, Changes: files, Stats: views, Export: files, Commit: files,
 			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks},
 		},
 		API: api,
@@ -238,4 +240,11 @@ func filesystemName(dir string) string {
 		return n
 	}
 	return fmt.Sprintf("%#x", st.Type)
+}
+
+// control gathers the small changes of a container that the API has in one place.
+type control struct {
+	*enginecontainer.Service
+	enginecontainer.Edits
+	enginecontainer.Streams
 }

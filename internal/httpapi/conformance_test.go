@@ -8,10 +8,9 @@ import (
 // The services have the signatures that the API asks for.
 var (
 	_ Lifecycle = (*enginecontainer.Service)(nil)
-	_ Control   = (*enginecontainer.Service)(nil)
-	_ Query     = (*enginecontainer.Service)(nil)
-	_ Streams   = (*enginecontainer.Service)(nil)
-	_ Exec      = (*enginecontainer.Service)(nil)
+	_ Query     = enginecontainer.Views{}
+	_ Streams   = enginecontainer.Streams{}
+	_ Exec      = enginecontainer.Execs{}
 	_           = WaitWith((*enginecontainer.Service)(nil).Wait)
 	_ Images    = (*engineimage.Service)(nil)
 	_ Transfer  = (*engineimage.Service)(nil)
