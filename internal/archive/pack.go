@@ -109,7 +109,11 @@ func (p *packer) children(fd int, name, rel string, skip func(string) bool, dept
 		if skip != nil && skip(r) {
 			continue
 		}
-		if err := p.add(fd, n, join(name, n), r, skip, depth); err != nil {
+		full := join(name, n)
+		if name == "." {
+			full = "./" + n // clients of "dir/." put another name in the dot's place
+		}
+		if err := p.add(fd, n, full, r, skip, depth); err != nil {
 			return err
 		}
 	}

@@ -53,20 +53,17 @@ func (s Streams) Attach(ctx context.Context, ref string, o AttachOptions, hijack
 	case Restarting:
 		return errs.New(errs.Conflict, "container %s is restarting, wait until the container is running", ref)
 	}
-	conn, err := hijack(cfg.Tty && !o.Raw || cfg.Tty)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
 	mux := !cfg.Tty && !o.Raw
-	if o.Logs {
-		if err := s.replay(ctx, c, o, mux, conn); err != nil {
+	if !o.Stream {
+		conn, err := hijack(cfg.Tty)
+		if err != nil {
 			return err
 		}
+		defer conn.Close()
+		return s.replay(ctx, c, o, mux, conn)
 	}
-	if !o.Stream {
-		return nil
-	}
+	// Registered before the client has its answer: it may start the container
+	// as soon as it has.
 	remote, local, err := keeper.SocketPair()
 	if err != nil {
 		return err
@@ -75,6 +72,16 @@ func (s Streams) Attach(ctx context.Context, ref string, o AttachOptions, hijack
 	spec := keeper.AttachSpec{Stdin: o.Stdin && cfg.OpenStdin, Stdout: o.Stdout, Stderr: o.Stderr, Mux: mux}
 	if err := s.attach(ctx, c, remote, spec); err != nil {
 		return err
+	}
+	conn, err := hijack(cfg.Tty)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if o.Logs {
+		if err := s.replay(ctx, c, o, mux, conn); err != nil {
+			return err
+		}
 	}
 	s.event(c, events.ActionAttach)
 	if !spec.Stdin || !cfg.Tty && o.DetachKeys == "" {

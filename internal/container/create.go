@@ -46,7 +46,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	if req.HostConfig != nil {
 		hc = *req.HostConfig
 	}
-	warnings, err := s.validate(&cfg, &hc)
+	warnings, err := creator{s}.validate(&cfg, &hc)
 	if err != nil {
 		return none, err
 	}
@@ -80,7 +80,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	}
 	argv := slices.Concat(cfg.Entrypoint, cfg.Cmd)
 	r.Path, r.Args = argv[0], argv[1:]
-	if r.Mounts, err = s.resolveMounts(r); err != nil {
+	if r.Mounts, err = (creator{s}).resolveMounts(r); err != nil {
 		return none, err
 	}
 
@@ -143,7 +143,7 @@ func (s *Service) warmUp(c *Container, r *Record) {
 	go func() {
 		fd, err := s.attachRoot(context.Background(), r.ID, false)
 		if err == nil {
-			err = s.writeNetFiles(r)
+			err = launcher{s}.writeNetFiles(r)
 		}
 		if err != nil {
 			if fd >= 0 {
@@ -303,7 +303,7 @@ const minMemory = 6 << 20
 
 // validate refuses what cannot work, and fills the host configuration with the
 // daemon's defaults.
-func (s *Service) validate(cfg *container.Config, hc *container.HostConfig) (warnings []string, err error) {
+func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warnings []string, err error) {
 	bad := func(format string, args ...any) ([]string, error) {
 		return nil, errs.New(errs.Invalid, format, args...)
 	}
@@ -440,7 +440,7 @@ func (s *Service) validate(cfg *container.Config, hc *container.HostConfig) (war
 }
 
 // fillDefaults writes what Docker's inspect shows for what was not asked for.
-func (s *Service) fillDefaults(hc *container.HostConfig) {
+func (s creator) fillDefaults(hc *container.HostConfig) {
 	d := s.o.Defaults
 	if hc.ShmSize == 0 {
 		hc.ShmSize = d.ShmSize
@@ -484,7 +484,7 @@ func (s *Service) fillDefaults(hc *container.HostConfig) {
 
 // resolveMounts turns binds, mounts and tmpfs into one list, sorted so that a
 // mount comes after those it lies in.
-func (s *Service) resolveMounts(r *Record) ([]Mount, error) {
+func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 	hc := r.HostConfig
 	var list []Mount
 	seen := map[string]bool{}

@@ -11,6 +11,10 @@ type (
 	Streams struct{ *Service }
 	// Views tells about containers: ps, inspect, top, stats.
 	Views struct{ *Service }
+	// creator checks and resolves what a create asks for.
+	creator struct{ *Service }
+	// launcher holds the steps of a start.
+	launcher struct{ *Service }
 	// Edits changes what a container is: rename, update, and prune.
 	Edits struct{ *Service }
 )

@@ -62,8 +62,8 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 	return fd, p, nil
 }
 
-func noSuchFile(c *Container, p string) error {
-	return errs.New(errs.NotFound, "Could not find the file %s in container %s", p, c.Record().ID)
+func noSuchFile(ref, p string) error {
+	return errs.New(errs.NotFound, "Could not find the file %s in container %s", p, ref)
 }
 
 // ArchiveStat describes a path of a container, which is not followed if it is a link.
@@ -77,10 +77,10 @@ func (s Files) ArchiveStat(ctx context.Context, ref, p string) (container.PathSt
 		return container.PathStat{}, err
 	}
 	defer unix.Close(fd)
-	return statIn(c, fd, p, rel)
+	return statIn(ref, fd, p, rel)
 }
 
-func statIn(c *Container, root int, p, rel string) (container.PathStat, error) {
+func statIn(ref string, root int, p, rel string) (container.PathStat, error) {
 	follow := strings.HasSuffix(rel, "/") || strings.HasSuffix(rel, "/.")
 	flags := unix.O_PATH
 	if !follow {
@@ -88,7 +88,7 @@ func statIn(c *Container, root int, p, rel string) (container.PathStat, error) {
 	}
 	fd, err := linux.OpenInRoot(root, rel, flags)
 	if err != nil {
-		return container.PathStat{}, noSuchFile(c, p)
+		return container.PathStat{}, noSuchFile(ref, p)
 	}
 	f := os.NewFile(uintptr(fd), path.Base(path.Clean("/"+p)))
 	defer f.Close()
@@ -124,7 +124,7 @@ func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.P
 		return err
 	}
 	defer unix.Close(fd)
-	st, err := statIn(c, fd, p, rel)
+	st, err := statIn(ref, fd, p, rel)
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o Arc
 	defer unix.Close(fd)
 	at, err := linux.OpenInRoot(fd, rel, unix.O_PATH)
 	if err != nil {
-		return noSuchFile(c, p)
+		return noSuchFile(ref, p)
 	}
 	defer unix.Close(at)
 	var st unix.Stat_t

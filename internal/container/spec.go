@@ -240,7 +240,7 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 	add("/sys/fs/cgroup", "cgroup", "cgroup", cg, "nosuid", "noexec", "nodev")
 	switch {
 	case hc.IpcMode.IsHost():
-		add("/dev/mqueue", "bind", "/dev/mqueue", "rbind", "nosuid", "noexec", "nodev")
+		add("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev") // of the same ipc namespace
 		add("/dev/shm", "bind", "/dev/shm", "rbind", "nosuid", "noexec", "nodev")
 	default:
 		add("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev")
@@ -384,7 +384,7 @@ func hostDevices() []specs.LinuxDevice {
 			}
 			return nil
 		}
-		if e.Name() == "console" || e.Type()&os.ModeSymlink != 0 {
+		if e.Name() == "console" || e.Name() == "ptmx" || e.Type()&os.ModeSymlink != 0 {
 			return nil
 		}
 		if d, ok := deviceOf(p, p); ok {

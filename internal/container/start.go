@@ -62,7 +62,7 @@ func (s *Service) Start(ctx context.Context, ref string) error {
 // later one fails; the caller's context only bounds the wait, not the undoing.
 func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	ctx = context.WithoutCancel(ctx)
-	r := c.Record()
+	l, r := launcher{s}, c.Record()
 	var u undo.Stack
 	defer u.Run()
 	var fds []int
@@ -73,7 +73,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.startFailed(c, err)
+			l.startFailed(c, err)
 		}
 	}()
 
@@ -83,7 +83,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if root, err = s.attachRoot(ctx, r.ID, false); err != nil {
 			return err
 		}
-		if err = s.writeNetFiles(r); err != nil {
+		if err = l.writeNetFiles(r); err != nil {
 			_ = unix.Close(root)
 			return err
 		}
@@ -98,7 +98,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 
 	// 3. The network namespace, pinned before any process exists.
 	ns := namespaces{}
-	if ns.net, ns.ownNet, err = s.netNS(c); err != nil {
+	if ns.net, ns.ownNet, err = l.netNS(c); err != nil {
 		return err
 	}
 	if ns.net >= 0 {
@@ -115,7 +115,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if j.ref == "" {
 			continue
 		}
-		fd, err := s.joinNS(j.ref, j.file)
+		fd, err := l.joinNS(j.ref, j.file)
 		if err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if m.Type != "bind" {
 			continue
 		}
-		fd, err := s.openSource(r, m)
+		fd, err := l.openSource(r, m)
 		if err != nil {
 			return err
 		}
@@ -143,7 +143,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	req.Parent, req.Stdin, req.StdinOnce = hc.CgroupParent, r.Config.OpenStdin, r.Config.StdinOnce
 	req.Init = hc.Init != nil && *hc.Init || hc.Init == nil && s.o.Defaults.Init
 	req.Devices = len(hc.Devices) > 0 || hc.Privileged
-	if req.Log, err = s.logSpec(r); err != nil {
+	if req.Log, err = l.logSpec(r); err != nil {
 		return err
 	}
 
@@ -161,7 +161,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	// 6. The process.
 	reply, err := s.keeper.Start(ctx, req, fds)
 	if err != nil {
-		return s.startError(err)
+		return l.startError(err)
 	}
 	u.Run() // the descriptors live on in the keeper
 
@@ -175,11 +175,21 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		return err
 	}
 	s.event(c, events.ActionStart)
+
+	// 8. Clients that attached while it started.
+	c.io.Lock()
+	late := c.attach
+	c.attach = nil
+	c.io.Unlock()
+	for _, a := range late {
+		_ = s.keeper.Attach(ctx, string(r.ID), "", a.spec, a.fd) // ended already: so has the attachment
+		_ = unix.Close(a.fd)
+	}
 	return nil
 }
 
 // startFailed records why a start failed, and lets clients go that waited for it.
-func (s *Service) startFailed(c *Container, err error) {
+func (s launcher) startFailed(c *Container, err error) {
 	st := *c.Status()
 	st.ExitCode, st.Error = 128, err.Error()
 	var f *failedStart
@@ -231,7 +241,7 @@ func startFailure(what string, err error) *failedStart {
 	return out
 }
 
-func (s *Service) startError(err error) error {
+func (s launcher) startError(err error) error {
 	if f := startFailure("run", err); f != nil {
 		kind := errs.Internal
 		if f.code != 128 {
@@ -249,7 +259,7 @@ type namespaces struct {
 }
 
 // netNS returns the network namespace to join, -1 for the host's.
-func (s *Service) netNS(c *Container) (fd int, own bool, err error) {
+func (s launcher) netNS(c *Container) (fd int, own bool, err error) {
 	m := c.Record().HostConfig.NetworkMode
 	switch {
 	case m.IsHost():
@@ -264,7 +274,7 @@ func (s *Service) netNS(c *Container) (fd int, own bool, err error) {
 }
 
 // joinNS opens a namespace of another container, which must run.
-func (s *Service) joinNS(ref, file string) (int, error) {
+func (s launcher) joinNS(ref, file string) (int, error) {
 	other, err := s.Get(ref)
 	if err != nil {
 		return -1, err
@@ -282,7 +292,7 @@ func (s *Service) joinNS(ref, file string) (int, error) {
 
 // openSource clones what a bind mount shows, making a missing directory where
 // that was asked for.
-func (s *Service) openSource(r *Record, m specs.Mount) (int, error) {
+func (s launcher) openSource(r *Record, m specs.Mount) (int, error) {
 	recursive := false
 	for _, o := range m.Options {
 		recursive = recursive || o == "rbind"
@@ -307,7 +317,7 @@ func (s *Service) openSource(r *Record, m specs.Mount) (int, error) {
 }
 
 // logSpec says where the output goes; nil for nowhere.
-func (s *Service) logSpec(r *Record) (*keeper.LogSpec, error) {
+func (s launcher) logSpec(r *Record) (*keeper.LogSpec, error) {
 	lc := r.HostConfig.LogConfig
 	if lc.Type == "none" {
 		return nil, nil
@@ -356,7 +366,7 @@ func (s *Service) netDir(r *Record) string {
 }
 
 // writeNetFiles writes hostname, hosts and resolv.conf.
-func (s *Service) writeNetFiles(r *Record) error {
+func (s launcher) writeNetFiles(r *Record) error {
 	if r.HostConfig.NetworkMode.IsContainer() {
 		return nil // those of the other container are shown
 	}

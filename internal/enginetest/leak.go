@@ -207,7 +207,7 @@ func (e *Engine) containerPIDs() []int {
 	keepers := e.KeeperPIDs()
 	return processes(func(pid int, _ []string) bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-		return err == nil && pid != self && !slices.Contains(keepers, pid) && strings.Contains(string(b), ":"+parent)
+		return err == nil && state(pid) != "Z" && pid != self && !slices.Contains(keepers, pid) && strings.Contains(string(b), ":"+parent)
 	})
 }
 

@@ -22,6 +22,9 @@ import (
 	"berth.dev/berth/internal/ref"
 )
 
+// saver writes archives.
+type saver struct{ *Service }
+
 // outgoing is an image to be saved, with the names to save it under.
 type outgoing struct {
 	im    *Image
@@ -31,7 +34,8 @@ type outgoing struct {
 // Save writes an archive of images that Docker, podman and Load take. A name
 // without a tag means all tags of the repository. The same images give the same bytes.
 func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
-	list, err := s.selectForSave(ctx, refs)
+	sv := saver{s}
+	list, err := sv.selectForSave(ctx, refs)
 	if err != nil {
 		return err
 	}
@@ -46,7 +50,7 @@ func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
 		}
 	}
 	out := bufio.NewWriterSize(w, 256<<10)
-	if err := s.writeArchive(ctx, tar.NewWriter(out), list); err != nil {
+	if err := sv.writeArchive(ctx, tar.NewWriter(out), list); err != nil {
 		return fmt.Errorf("cannot save: %w", err)
 	}
 	if err := out.Flush(); err != nil {
@@ -58,7 +62,7 @@ func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
 	return nil
 }
 
-func (s *Service) selectForSave(ctx context.Context, refs []string) ([]outgoing, error) {
+func (s saver) selectForSave(ctx context.Context, refs []string) ([]outgoing, error) {
 	var list []outgoing
 	add := func(im *Image, n ref.Name) {
 		at := slices.IndexFunc(list, func(o outgoing) bool { return o.im.ID == im.ID })
@@ -98,7 +102,7 @@ func (s *Service) selectForSave(ctx context.Context, refs []string) ([]outgoing,
 }
 
 // tagsOf returns the tags of a repository, sorted.
-func (s *Service) tagsOf(repository string) []ref.Name {
+func (s saver) tagsOf(repository string) []ref.Name {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var list []ref.Name
@@ -123,7 +127,7 @@ type archiveBlob struct {
 	size  int64
 }
 
-func (s *Service) writeArchive(ctx context.Context, tw *tar.Writer, list []outgoing) error {
+func (s saver) writeArchive(ctx context.Context, tw *tar.Writer, list []outgoing) error {
 	blobs := map[digest.Digest]archiveBlob{}
 	var items []oci.ArchiveItem
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
@@ -186,7 +190,7 @@ func (s *Service) writeArchive(ctx context.Context, tw *tar.Writer, list []outgo
 }
 
 // describe adds an image's blobs and its place in the index.
-func (s *Service) describe(o outgoing, blobs map[digest.Digest]archiveBlob, index *ocispec.Index) (oci.ArchiveItem, error) {
+func (s saver) describe(o outgoing, blobs map[digest.Digest]archiveBlob, index *ocispec.Index) (oci.ArchiveItem, error) {
 	item := oci.ArchiveItem{Config: "blobs/sha256/" + o.im.ID.Encoded(), RepoTags: []string{}, Layers: []string{}, LayerSources: map[digest.Digest]ocispec.Descriptor{}}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
@@ -222,7 +226,7 @@ func (s *Service) describe(o outgoing, blobs map[digest.Digest]archiveBlob, inde
 	return item, nil
 }
 
-func (s *Service) writeBlob(ctx context.Context, tw *tar.Writer, d digest.Digest, b archiveBlob) error {
+func (s saver) writeBlob(ctx context.Context, tw *tar.Writer, d digest.Digest, b archiveBlob) error {
 	name := oci.DirBlobs + "/" + d.Encoded()
 	if b.layer == "" {
 		return writeMember(tw, name, b.data)

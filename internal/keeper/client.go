@@ -340,8 +340,18 @@ func (c *Client) Start(ctx context.Context, r *StartRequest, fds []int) (*StartR
 	}
 	c.filterSent(r.Filter)
 	c.hold(r.ID, got, r.Spec.Process.Terminal)
+	if len(got) > 0 && ended(got[0]) {
+		c.drop(r.ID) // its exit was told before this answer
+	}
 	out := &StartReply{}
 	return out, json.Unmarshal(raw, out)
+}
+
+// ended reports whether the process of a pidfd is over.
+func ended(pidFD int) bool {
+	p := []unix.PollFd{{Fd: int32(pidFD), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
 }
 
 // hold keeps a task's pidfd and terminal. Pipes need not be kept: the process

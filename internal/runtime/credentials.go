@@ -22,8 +22,17 @@ var capNames = []string{
 	"CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 }
 
-// Capabilities returns the names of the capabilities that this kernel knows.
-func (h *Host) Capabilities() []string { return capNames[:min(h.LastCap+1, len(capNames))] }
+// Capabilities returns the names of the capabilities that this kernel knows
+// and this process can give.
+func (h *Host) Capabilities() []string {
+	var out []string
+	for i, n := range capNames {
+		if i <= h.LastCap && h.Caps&(1<<i) != 0 {
+			out = append(out, n)
+		}
+	}
+	return out
+}
 
 func capMask(names []string) (uint64, error) {
 	var m uint64
@@ -52,7 +61,7 @@ func (p *plan) credentials(pr *specs.Process) error {
 			if err != nil {
 				return err
 			}
-			*f.to = m & (1<<(p.l.lastCap+1) - 1)
+			*f.to = m & (1<<(p.l.lastCap+1) - 1) & p.l.caps
 		}
 	}
 	if pr.Capabilities != nil {

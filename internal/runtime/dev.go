@@ -138,8 +138,10 @@ func makeNode(root int, d *specs.LinuxDevice) error {
 	}
 	name := path.Base(rel)
 	err := unix.Mknodat(dir, name, typ|mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
-	if err == unix.EEXIST { //nolint:errorlint // a bare errno: a default node named again
-		err = nil
+	if err == unix.EEXIST { //nolint:errorlint // a bare errno: a default node, or a link, named again
+		if err = unix.Unlinkat(dir, name, 0); err == nil {
+			err = unix.Mknodat(dir, name, typ|mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+		}
 	}
 	if err == nil { // the umask took bits away
 		err = unix.Fchmodat(dir, name, mode, 0)
@@ -185,7 +187,10 @@ func (d *DevTree) OpenTerminal() (master, slave int, name string, err error) {
 	if err != nil {
 		return -1, -1, "", fmt.Errorf("cannot open a terminal: %w", err)
 	}
-	if err = unix.Mknodat(d.Root, "console", unix.S_IFREG|0o600, 0); err == nil { // what the slave is bound over
+	if d.Root >= 0 {
+		err = unix.Mknodat(d.Root, "console", unix.S_IFREG|0o600, 0) // what the slave is bound over
+	}
+	if err == nil {
 		slave, name, err = unlockTerminal(fd)
 	}
 	if err != nil {

@@ -16,8 +16,9 @@ import (
 // Host is what the runtime must know of this machine. It is read once.
 type Host struct {
 	LastCap        int
-	OOMScoreAdj    int   // of this process
-	IgnoredSignals []int // dispositions that a child would inherit
+	Caps           uint64 // those that this process can give, as a bit set
+	OOMScoreAdj    int    // of this process
+	IgnoredSignals []int  // dispositions that a child would inherit
 
 	CgroupV2    bool        // one unified hierarchy holds all controllers
 	Hierarchies []Hierarchy // what is mounted below /sys/fs/cgroup
@@ -67,6 +68,9 @@ func ReadHost() (*Host, error) {
 		return nil, err
 	}
 	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			h.Caps, _ = strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		}
 		if v, ok := strings.CutPrefix(line, "SigIgn:"); ok {
 			mask, _ := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
 			for ; mask != 0; mask &= mask - 1 {

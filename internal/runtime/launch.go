@@ -52,6 +52,7 @@ type Launch struct {
 	targets    map[int]targetKind
 	kernelDirs bool
 	lastCap    int
+	caps       uint64
 }
 
 // Process is a started one. The caller closes PidFD and MountNS.
@@ -179,7 +180,7 @@ func sealed(name string, data []byte) (int, error) {
 
 // Start starts the first process of a container.
 func (r *Runtime) Start(l *Launch) (*Process, error) {
-	l.lastCap = r.Host.LastCap
+	l.lastCap, l.caps = r.Host.LastCap, r.Host.Caps
 	if err := l.lookAtTargets(); err != nil {
 		return nil, err
 	}
@@ -212,7 +213,7 @@ func (r *Runtime) Start(l *Launch) (*Process, error) {
 // Exec starts one more process in a running container: it joins the namespaces
 // of l.Join, then is what l.Spec.Process says.
 func (r *Runtime) Exec(l *Launch) (*Process, error) {
-	l.lastCap = r.Host.LastCap
+	l.lastCap, l.caps = r.Host.LastCap, r.Host.Caps
 	p := &plan{table: newTable(), l: l}
 	p.stage = StageProcess
 	p.call("dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)

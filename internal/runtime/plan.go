@@ -59,9 +59,10 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 	if err := p.mounts(host); err != nil {
 		return nil, err
 	}
+	p.names() // sysctls, before /proc/sys turns read-only
 	p.masks(host)
+	p.workDir()
 	p.leaveOldRoot()
-	p.names()
 	if err := p.limits(host); err != nil {
 		return nil, err
 	}
@@ -145,6 +146,14 @@ func (p *plan) pivot() {
 // moveMount attaches the detached mount fd at target.
 func (p *plan) moveMount(fd uint64, target, what string) int {
 	return p.call(what, unix.SYS_MOVE_MOUNT, fd, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+}
+
+// workDir makes a working directory that is missing.
+func (p *plan) workDir() {
+	p.stage = StageCwd
+	if cwd := p.l.Spec.Process.Cwd; cwd != "" && cwd != "/" && !isKernelPath(cwd) {
+		p.makeDir(path.Clean(cwd))
+	}
 }
 
 func (p *plan) leaveOldRoot() {
@@ -321,6 +330,7 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 // The empty set of signals is set again in the child.
 func (p *plan) reaper(pr *specs.Process) {
 	all, none := p.words(^uint64(0)), p.words(0)
+	p.call("name", unix.SYS_PRCTL, unix.PR_SET_NAME, p.str("docker-init"))
 	p.call("sigmask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, all, 0, 8)
 	c := p.call("clone", unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uint64(unix.SIGCHLD), 0, 0, 0, 0)
 	r := p.call("reap", initprog.OpReap, 0, all, p.bytes(make([]byte, 128)))
