@@ -230,7 +230,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	if err := os.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o710); err != nil {
 		return nil, err
 	}
-	if err := s.makeSkeleton(); err != nil {
+	if err := makeSkeleton(s.o.DataRoot); err != nil {
 		return nil, err
 	}
 	if err := s.load(); err != nil {
@@ -239,14 +239,14 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	go s.clean()
 	kc, hello, err := keeper.Connect(keeper.ClientConfig{
 		Config:  keeper.Config{ExecRoot: o.ExecRoot, DataRoot: o.DataRoot, Parent: o.Defaults.CgroupParent, Log: o.Log},
-		Program: program, OnExit: s.onExit, OnBack: s.reconcile,
+		Program: program, OnExit: s.onExit, OnBack: recovery{s}.reconcile,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.keeper = kc
-	s.reconcile(hello)
-	go s.sweep(ctx)
+	recovery{s}.reconcile(hello)
+	go recovery{s}.sweep(ctx)
 	return s, nil
 }
 

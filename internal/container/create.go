@@ -177,7 +177,7 @@ func (s *Service) attachRoot(ctx context.Context, id ID, readonly bool) (int, er
 		return -1, err
 	}
 	if m.Path == "" && !readonly {
-		m.Lower = append(m.Lower[:len(m.Lower):len(m.Lower)], s.skeletonDir())
+		m.Lower = append(m.Lower[:len(m.Lower):len(m.Lower)], skeletonDir(s.o.DataRoot))
 	}
 	return snapshot.Attach(m, readonly)
 }
@@ -185,10 +185,10 @@ func (s *Service) attachRoot(ctx context.Context, id ID, readonly bool) (int, er
 // skeletonDir is a layer below all others of every container: the mount points
 // that a start needs and that many images lack. So starting changes nothing in
 // the container's own layer, and diff and commit have nothing to leave out.
-func (s *Service) skeletonDir() string { return filepath.Join(s.o.DataRoot, "mountpoints") }
+func skeletonDir(dataRoot string) string { return filepath.Join(dataRoot, "mountpoints") }
 
-func (s *Service) makeSkeleton() error {
-	root := s.skeletonDir()
+func makeSkeleton(dataRoot string) error {
+	root := skeletonDir(dataRoot)
 	for _, d := range []string{"proc", "sys", "dev/pts", "dev/shm", "etc"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err

@@ -22,7 +22,7 @@ import (
 //	running       nothing        it ended unseen: reboot, or keeper and engine both killed
 //	not running   running        a start whose record was lost: taken over
 //	none          running        a container removed by a crash in the middle: killed
-func (s *Service) reconcile(h *keeper.Hello) {
+func (s recovery) reconcile(h *keeper.Hello) {
 	ctx := context.Background()
 	seen := map[ID]bool{}
 	for _, t := range h.Tasks {
@@ -98,7 +98,7 @@ func (s *Service) reconcile(h *keeper.Hello) {
 }
 
 // wantsStart tells whether a container that does not run is started at boot.
-func (s *Service) wantsStart(c *Container, st *Status) bool {
+func (s recovery) wantsStart(c *Container, st *Status) bool {
 	if st.Phase == Created && st.StartedAt.IsZero() {
 		return false
 	}
@@ -114,7 +114,7 @@ func (s *Service) wantsStart(c *Container, st *Status) bool {
 
 // sweep removes what crashes left: snapshots and directories of containers
 // that are no more.
-func (s *Service) sweep(ctx context.Context) {
+func (s recovery) sweep(ctx context.Context) {
 	known := func(id string) bool {
 		s.mu.RLock()
 		defer s.mu.RUnlock()
@@ -155,7 +155,7 @@ func (s *Service) sweep(ctx context.Context) {
 }
 
 // young reports whether id was reserved by this process: its record is on its way.
-func (s *Service) young(id string) bool {
+func (s recovery) young(id string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, n := range s.names {
