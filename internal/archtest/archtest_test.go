@@ -29,7 +29,7 @@ var layers = [][]string{
 	// 1, vocabulary: no I/O
 	{"ref", "oci", "filter", "stdmux"},
 	// 2, mechanisms: each usable alone, none knows a service
-	{"state", "content", "archive", "snapshot", "distribution", "runtime", "keeper", "logs", "events"},
+	{"state", "content", "archive", "snapshot", "distribution", "runtime", "bundle", "keeper", "logs", "events"},
 	// 3, services
 	{"volume", "network", "image", "container", "build", "system"},
 	// 4, edges
@@ -42,6 +42,7 @@ var layers = [][]string{
 var sameLayer = map[string]string{
 	"snapshot/copy → archive":    "copies trees as archives do",
 	"snapshot/overlay → archive": "removes trees and reads whiteouts as archives do",
+	"bundle → runtime":           "the OCI command line drives the runtime",
 	"keeper → runtime":           "the keeper is what runs the runtime",
 	"keeper → logs":              "the keeper writes the logs of containers",
 	"container → image":          "a container is made from an image",

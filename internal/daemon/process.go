@@ -70,8 +70,7 @@ func writePidFile(path string) (remove func(), err error) {
 func isEngine(pid int) bool {
 	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
 	if err != nil {
-		_, err = os.Stat("/proc/" + strconv.Itoa(pid))
-		return err == nil
+		return false // gone, or a zombie: it holds nothing any more
 	}
 	own, err := os.Executable()
 	name := strings.TrimSuffix(filepath.Base(exe), " (deleted)")

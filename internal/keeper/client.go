@@ -38,6 +38,7 @@ type Client struct {
 	sent    map[string]bool  // seccomp filters that this connection's keeper has
 	closed  bool
 	started bool // Connect has returned
+	mending bool // somebody connects again
 
 	exits chan Exit
 }
@@ -236,19 +237,27 @@ func (c *Client) disconnected(cn *conn) {
 	c.conn = nil
 	waiting := c.pending
 	c.pending = map[uint64]chan reply{}
-	closed, known := c.closed, c.cfg.OnBack != nil
+	mend := c.started && !c.closed && !c.mending && c.cfg.OnBack != nil
+	c.mending = c.mending || mend
 	c.mu.Unlock()
 	for _, ch := range waiting {
 		close(ch)
 	}
-	if closed || !known || !c.ready() {
-		return
+	if !mend {
+		return // Connect, or the one that mends, sees the error and tries again
 	}
+	defer func() { c.mu.Lock(); c.mending = false; c.mu.Unlock() }()
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		h, err := c.connect()
 		if err == nil {
 			c.cfg.OnBack(h)
-			return
+			c.mu.Lock()
+			there := c.conn != nil
+			c.mu.Unlock()
+			if there {
+				return
+			}
+			continue
 		}
 		c.mu.Lock()
 		closed := c.closed
@@ -259,13 +268,6 @@ func (c *Client) disconnected(cn *conn) {
 		c.cfg.Log.Error("the keeper is gone and cannot be started again", "error", err)
 		time.Sleep(wait)
 	}
-}
-
-// ready reports whether Connect has returned: before that it connects itself.
-func (c *Client) ready() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.started
 }
 
 // call sends a request and waits for its answer.

@@ -42,6 +42,7 @@ type Keeper struct {
 	orphans map[string]entry // in the journal, not adopted yet
 	holding bool             // an upgrade is under way: no request is taken
 
+	lockFD     int // holds the exec root against another keeper
 	listenFD   int
 	listenFile *os.File // keeps listenFD open
 

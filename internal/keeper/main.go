@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,10 +49,23 @@ func serve(cfg Config) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return err
 	}
+	// Started from a descriptor, the process would be called by its number.
+	name := append([]byte("berth-keeper"), 0)
+	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
+		return err
+	}
+	lock := -1
+	if st != nil {
+		lock = st.Lock
+		unix.CloseOnExec(lock)
+	} else if lock, err = lockDir(cfg); err != nil {
+		return err
+	}
 	k, err := New(cfg)
 	if err != nil {
 		return err
 	}
+	k.lockFD = lock
 	if st == nil {
 		if err := k.rt.Host.Prime(); err != nil {
 			return err
@@ -70,6 +84,24 @@ func serve(cfg Config) error {
 		return err
 	}
 	return k.Serve(l)
+}
+
+// lockDir makes this the only keeper of the exec root. The descriptor, and with
+// it the lock, is kept when the program is replaced.
+func lockDir(cfg Config) (int, error) {
+	dir := filepath.Join(cfg.ExecRoot, "keeper")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return -1, err
+	}
+	fd, err := unix.Open(filepath.Join(dir, "lock"), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("another keeper serves %s: %w", cfg.ExecRoot, err)
+	}
+	return fd, nil
 }
 
 // smallRoot replaces the tree that this process sees by one of a few mounts:

@@ -21,6 +21,7 @@ const stateEnv = "BERTH_KEEPER_STATE"
 // saved is a keeper's state across an upgrade. Descriptors keep their numbers.
 type saved struct {
 	Listener int         `json:"listener"`
+	Lock     int         `json:"lock"`
 	Tasks    []savedTask `json:"tasks"`
 	Orphans  []string    `json:"orphans,omitempty"`
 }
@@ -124,8 +125,8 @@ func (k *Keeper) reexec(prog int) error {
 }
 
 func (k *Keeper) save() (saved, []int) {
-	st := saved{Listener: k.listenFD}
-	var keep []int
+	st := saved{Listener: k.listenFD, Lock: k.lockFD}
+	keep := []int{k.lockFD}
 	io := func(s *stdio) savedIO {
 		out := savedIO{Term: s.term, In: -1, Pending: s.pending, Once: s.once, EOF: s.eof, Spec: s.logSpec}
 		if s.in != nil {

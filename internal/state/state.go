@@ -117,6 +117,10 @@ func Open(dir string) (*DB, error) {
 		return nil, err
 	}
 	unlock, err := atomicfile.Lock(filepath.Join(dir, "lock"))
+	for wait := time.Millisecond; err != nil && wait < time.Second; wait *= 2 {
+		time.Sleep(wait) // an engine that was just killed holds it to its last moment
+		unlock, err = atomicfile.Lock(filepath.Join(dir, "lock"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("another engine uses this data root: %w", err)
 	}
