@@ -99,6 +99,7 @@ type Container struct {
 	st  atomic.Pointer[Status]
 
 	stopAsked atomic.Bool // by a user, in this run
+	shared    atomic.Bool // another container shows this one's network files
 
 	io      sync.Mutex // guards what follows; taken after mu
 	waiters []*waiter
@@ -161,6 +162,8 @@ type Service struct {
 	execs map[string]*Exec // by exec id
 
 	seccomp  filters
+	users    users
+	spares   spareDirs
 	starting chan struct{} // starts under way
 	cleanup  chan func()   // directories to remove, behind the reply
 	closing  atomic.Bool
@@ -228,6 +231,9 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		}
 	}
 	if err := os.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o710); err != nil {
+		return nil, err
+	}
+	if err := dropSpares(o.DataRoot); err != nil {
 		return nil, err
 	}
 	if err := makeSkeleton(s.o.DataRoot); err != nil {

@@ -93,15 +93,16 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	if err := s.o.Snapshots.Prepare(ctx, string(r.ID), img.Top()); err != nil {
 		return none, err
 	}
-	u.Add(func() { s.removeFiles(r.ID) })
-	if err := os.Mkdir(s.dir(r.ID), 0o710); err != nil {
+	u.Add(func() { s.removeFiles(r.ID, false) })
+	if err := s.makeDir(r.ID); err != nil {
 		return none, err
 	}
 	c := &Container{execs: map[string]*Exec{}}
 	s.warmUp(c, r)
 	st := &Status{Phase: Created}
-	// A container that is removed by itself need not outlive a power cut.
-	durable := state.Sync
+	// On disk some milliseconds from now. A container that is removed by
+	// itself need not outlive a power cut at all.
+	durable := state.Soon
 	if hc.AutoRemove {
 		durable = state.Async
 	}

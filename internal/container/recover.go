@@ -141,7 +141,7 @@ func (s recovery) sweep(ctx context.Context) {
 			continue // being created now: the snapshot comes before the record
 		}
 		if !known(id) {
-			s.removeFiles(ID(id))
+			s.removeFiles(ID(id), false)
 		}
 	}
 	// Auto-remove containers that ended while no engine ran.

@@ -104,7 +104,7 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 	s.event(c, events.ActionDestroy)
 	c.wake(true, container.WaitResponse{StatusCode: int64(st.ExitCode)})
 	s.later(func() {
-		s.removeFiles(r.ID)
+		s.removeFiles(r.ID, !c.shared.Load())
 		if err := s.o.Images.Release(context.Background(), r.Image); err != nil {
 			s.o.Log.Warn("cannot release an image", "image", r.Image, "error", err)
 		}
@@ -114,9 +114,12 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 
 // removeFiles removes what a container had on disk. What a crash leaves of it
 // is found by the sweep of the next start.
-func (s *Service) removeFiles(id ID) {
+func (s *Service) removeFiles(id ID, reuse bool) {
 	if err := s.o.Snapshots.Remove(context.Background(), string(id)); err != nil {
 		s.o.Log.Warn("cannot remove a snapshot", "id", id, "error", err)
+	}
+	if reuse && s.keepDir(id) {
+		return
 	}
 	if err := os.RemoveAll(s.dir(id)); err != nil {
 		s.o.Log.Warn("cannot remove a directory", "id", id, "error", err)

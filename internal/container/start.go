@@ -91,7 +91,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	req := &keeper.StartRequest{ID: string(r.ID), RootFD: give(root), MountFD: map[int]int{}, NSFD: map[specs.LinuxNamespaceType]int{}}
 
 	// 2. The user, as the image's own files name it.
-	user, err := resolveUser(root, r.Config.User, r.HostConfig.GroupAdd)
+	user, err := s.users.of(ctx, s, root, r)
 	if err != nil {
 		return err
 	}
@@ -359,6 +359,7 @@ func logAttrs(r *Record, opts map[string]string) map[string]string {
 func (s *Service) netDir(r *Record) string {
 	if m := r.HostConfig.NetworkMode; m.IsContainer() {
 		if other, err := s.Get(m.ConnectedContainer()); err == nil && other.Record().ID != r.ID {
+			other.shared.Store(true)
 			return s.netDir(other.Record())
 		}
 	}
@@ -371,9 +372,7 @@ func (s launcher) writeNetFiles(r *Record) error {
 		return nil // those of the other container are shown
 	}
 	dir := s.dir(r.ID)
-	write := func(name, text string) error {
-		return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
-	}
+	write := func(name, text string) error { return rewrite(filepath.Join(dir, name), text) }
 	host := r.Config.Hostname
 	if r.Config.Domainname != "" {
 		host += "." + r.Config.Domainname
@@ -397,6 +396,28 @@ func (s launcher) writeNetFiles(r *Record) error {
 		return err
 	}
 	return write("resolv.conf", resolvConf(r.HostConfig, s.o.Defaults.DNS))
+}
+
+// rewrite makes the content of a small file text, in place: the file may be
+// mounted. One that holds it already, in a directory used again, is left alone.
+func rewrite(path, text string) error {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, len(text)+1)
+	n, err := unix.Pread(fd, buf, 0)
+	if err == nil && string(buf[:n]) == text {
+		return nil
+	}
+	if _, err := unix.Pwrite(fd, []byte(text), 0); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	if n <= len(text) && err == nil && n < len(buf) {
+		return nil // it was not longer
+	}
+	return unix.Ftruncate(fd, int64(len(text)))
 }
 
 func cutHost(h string) (name, ip string, ok bool) {

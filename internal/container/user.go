@@ -2,12 +2,14 @@ package container
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -185,4 +187,44 @@ func readAccounts(rootFD int, path string, fields int) ([]account, error) {
 		return nil, errs.New(errs.Invalid, "%s of the container is too large to be read", path)
 	}
 	return list, nil
+}
+
+// users remembers what users are in images: most containers never change
+// their /etc/passwd or /etc/group.
+type users struct {
+	mu   sync.Mutex
+	seen map[string]identity
+}
+
+const maxUsers = 1024
+
+// of is resolveUser for a container about to start.
+func (u *users) of(ctx context.Context, s *Service, root int, r *Record) (identity, error) {
+	m, err := s.o.Snapshots.Mounts(ctx, string(r.ID))
+	untouched := false
+	if err == nil && m.Path == "" {
+		// Nothing below /etc has been written in the container's own layer, and
+		// the root has no link in its place.
+		untouched = unix.Faccessat(unix.AT_FDCWD, m.Upper+"/etc", unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT //nolint:errorlint // a bare errno
+	}
+	if !untouched {
+		return resolveUser(root, r.Config.User, r.HostConfig.GroupAdd)
+	}
+	key := string(r.Image) + "\x00" + r.Config.User + "\x00" + strings.Join(r.HostConfig.GroupAdd, "\x00")
+	u.mu.Lock()
+	id, ok := u.seen[key]
+	u.mu.Unlock()
+	if ok {
+		return id, nil
+	}
+	if id, err = resolveUser(root, r.Config.User, r.HostConfig.GroupAdd); err != nil {
+		return id, err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.seen == nil || len(u.seen) >= maxUsers {
+		u.seen = map[string]identity{}
+	}
+	u.seen[key] = id
+	return id, nil
 }

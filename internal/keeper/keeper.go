@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -92,7 +93,7 @@ func New(cfg Config) (*Keeper, error) {
 	k := &Keeper{
 		cfg: cfg, rt: rt, cgroups: runtime.NewCgroups(rt.Host), build: Build(),
 		tasks: map[string]*task{}, filters: map[string]*Filter{}, clients: map[*conn]struct{}{},
-		slots: make(chan struct{}, 4), reaping: make(chan func(), 4096),
+		slots: make(chan struct{}, max(2, goruntime.NumCPU())), reaping: make(chan func(), 4096),
 	}
 	if k.loop, err = newLoop(cfg.Log, k.exited); err != nil {
 		return nil, err

@@ -79,10 +79,13 @@ func TestCapabilities(t *testing.T) {
 			t.Errorf("%d is %s", i, capNames[i])
 		}
 	}
-	if got := len((&Host{LastCap: 100}).Capabilities()); got != len(capNames) {
+	if got := len((&Host{LastCap: 100, Caps: ^uint64(0)}).Capabilities()); got != len(capNames) {
 		t.Errorf("a newer kernel: %d names", got)
 	}
-	if got := len((&Host{LastCap: 5}).Capabilities()); got != 6 {
+	if got := (&Host{LastCap: 40, Caps: 1 << unix.CAP_KILL}).Capabilities(); !slices.Equal(got, []string{"CAP_KILL"}) {
+		t.Errorf("of what this process may give: %v", got)
+	}
+	if got := len((&Host{LastCap: 5, Caps: ^uint64(0)}).Capabilities()); got != 6 {
 		t.Errorf("an older kernel: %d names", got)
 	}
 }

@@ -148,12 +148,33 @@ func (p *plan) moveMount(fd uint64, target, what string) int {
 	return p.call(what, unix.SYS_MOVE_MOUNT, fd, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 }
 
-// workDir makes a working directory that is missing.
+// workDir makes a working directory that is missing. The container's processes
+// have no say yet, but its image and volumes have: each step is opened without
+// following a magic link of any procfs, which could lead out.
 func (p *plan) workDir() {
 	p.stage = StageCwd
-	if cwd := p.l.Spec.Process.Cwd; cwd != "" && cwd != "/" && !isKernelPath(cwd) {
-		p.makeDir(path.Clean(cwd))
+	cwd := p.l.Spec.Process.Cwd
+	if cwd == "" || cwd == "/" || isKernelPath(cwd) {
+		return
 	}
+	cwd = path.Clean("/" + cwd)
+	for i := 1; i <= len(cwd); i++ {
+		if i == len(cwd) || cwd[i] == '/' {
+			parent, name := path.Split(cwd[:i])
+			fd := p.openInside(parent)
+			p.last().flags, p.last().skipErr = initprog.FlagIgnore, 1 // the chdir says what is wrong
+			p.feed(fd, p.call(cwd[:i], unix.SYS_MKDIRAT, 0, p.str(name), 0o755), 0)
+			p.last().flags = initprog.FlagIgnore
+		}
+	}
+}
+
+// openInside opens a directory as the container would see it: no link and no
+// ".." leads out of the root, and no magic link is followed. The working
+// directory must be the root.
+func (p *plan) openInside(dir string) int {
+	how := p.words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
+	return p.call(dir, unix.SYS_OPENAT2, atFDCWD, p.str(dir), how, 24)
 }
 
 func (p *plan) leaveOldRoot() {
@@ -284,7 +305,11 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	if cwd == "" {
 		cwd = "/"
 	}
-	p.call(cwd, unix.SYS_CHDIR, p.str(cwd))
+	// All capabilities are still there, and /proc may show processes of the
+	// host: a plain chdir could be led out by /proc/1/root.
+	p.call("/", unix.SYS_CHDIR, p.str("/"))
+	fd := p.openInside(cwd)
+	p.feed(fd, p.call(cwd, unix.SYS_FCHDIR, 0), 0)
 	if len(p.l.Seccomp) > 0 && !pr.NoNewPrivileges {
 		p.seccomp() // needs CAP_SYS_ADMIN, so before the capabilities go
 	}

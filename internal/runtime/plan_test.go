@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write testdata/*.golden anew")
 // testHost is a machine that never changes: cgroup v1 with three hierarchies.
 func testHost() *Host {
 	h := &Host{
-		LastCap: 40, IgnoredSignals: []int{13}, kinds: map[string]pathKind{},
+		LastCap: 40, Caps: 1<<41 - 1, IgnoredSignals: []int{13}, kinds: map[string]pathKind{},
 		Hierarchies: []Hierarchy{
 			{Name: "cpu,cpuacct", Path: "/sys/fs/cgroup/cpu,cpuacct", Controllers: []string{"cpu", "cpuacct"}, Options: "cpu,cpuacct", Aliases: []string{"cpu", "cpuacct"}},
 			{Name: "memory", Path: "/sys/fs/cgroup/memory", Controllers: []string{"memory"}, Options: "memory"},
@@ -75,7 +75,7 @@ func testLaunch(s *specs.Spec) *Launch {
 		Spec: s, Stdio: [3]int{0, 1, 2}, RootFD: 50, MountFD: map[int]int{7: 60}, NSFD: map[specs.LinuxNamespaceType]int{specs.NetworkNamespace: 61},
 		Dev: &DevTree{Root: 51, Pts: 52, Shm: 53, Null: 54}, Seccomp: make([]byte, 24), CgroupV2: 62,
 		CgroupV1: []string{"/sys/fs/cgroup/cpu,cpuacct/berth/x", "/sys/fs/cgroup/memory/berth/x"},
-		Base:     "/mnt", Empty: "/empty", StartFD: -1, Join: -1, CgroupView: -1, lastCap: 40, kernelDirs: true,
+		Base:     "/mnt", Empty: "/empty", StartFD: -1, Join: -1, CgroupView: -1, lastCap: 40, caps: 1<<41 - 1, kernelDirs: true,
 		targets: map[int]targetKind{7: targetThere, 8: targetMissing},
 	}
 }
@@ -210,6 +210,8 @@ func dump(p *plan) string {
 			} else if v >= initprog.TableAddr+dataOffset && v <= initprog.TableAddr+dataOffset+uint64(len(p.data)) {
 				name := calls[o.nr]
 				switch {
+				case name == "openat2" && j == 2:
+					arg = mem(v, 24)
 				case name == "execve" && j > 0:
 					arg = vector(v)
 				case name == "mount_setattr" && j == 3:
@@ -293,7 +295,7 @@ func TestPlanInvariants(t *testing.T) {
 		t.Errorf("pivot, leaving the old root, closing, seccomp, groups, user, capabilities, execve: %v is not the order", order)
 	}
 	// The working directory is entered when nothing from outside can be reached.
-	if cwd := slices.IndexFunc(p.ops, func(o op) bool { return o.stage == StageCwd }); cwd < clo {
+	if cwd := find(unix.SYS_FCHDIR, capset-60); slices.IndexFunc(p.ops[:clo], func(o op) bool { return o.stage == StageCwd && o.nr != unix.SYS_MKDIRAT && o.nr != unix.SYS_OPENAT2 }) >= 0 {
 		t.Errorf("the working directory is entered at %d, descriptors are closed at %d", cwd, clo)
 	}
 	last := p.ops[len(p.ops)-1]

@@ -31,7 +31,8 @@
 // # Durability
 //
 // A transaction survives a kill of the process as soon as Update returns. It
-// survives a power cut when made with Sync, or at the latest a second later.
+// survives a power cut when made with Sync, some milliseconds later with Soon,
+// or at the latest a second later.
 // Concurrent Sync transactions share one fdatasync.
 package state
 
@@ -61,6 +62,8 @@ type Durability uint8
 const (
 	// Async outlives the process at once, a power cut after a second.
 	Async Durability = iota
+	// Soon outlives a power cut after some milliseconds.
+	Soon
 	// Sync outlives a power cut.
 	Sync
 )
@@ -72,6 +75,7 @@ const (
 	magic       = "BERTHJ1\n"
 	maxRecord   = 256 << 20
 	compactFrom = 4 << 20 // bytes of journal below which it is never rewritten
+	soonDelay   = 10 * time.Millisecond
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -98,6 +102,7 @@ type DB struct {
 	failed  error // a write failed: the journal can no longer be trusted
 	syncing syncState
 
+	soon chan struct{} // a transaction wants to be synced
 	stop chan struct{}
 	done chan struct{}
 }
@@ -124,7 +129,7 @@ func Open(dir string) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("another engine uses this data root: %w", err)
 	}
-	db := &DB{dir: dir, unlock: unlock, buckets: map[string]map[string][]byte{}, stop: make(chan struct{}), done: make(chan struct{})}
+	db := &DB{dir: dir, unlock: unlock, buckets: map[string]map[string][]byte{}, soon: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	db.syncing.cond = sync.NewCond(&db.syncing.mu)
 	if err := db.load(); err != nil {
 		unlock()
@@ -284,6 +289,13 @@ func (db *DB) Update(d Durability, fn func(tx *Tx) error) error {
 	if err != nil || d == Async {
 		return err
 	}
+	if d == Soon {
+		select {
+		case db.soon <- struct{}{}:
+		default: // asked for already
+		}
+		return nil
+	}
 	return db.waitSynced(n)
 }
 
@@ -370,6 +382,13 @@ func (db *DB) background() {
 		select {
 		case <-db.stop:
 			return
+		case <-db.soon:
+			// What comes meanwhile shares the sync.
+			select {
+			case <-db.stop:
+				return
+			case <-time.After(soonDelay):
+			}
 		case <-t.C:
 		}
 		db.syncing.mu.Lock()

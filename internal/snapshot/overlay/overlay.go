@@ -34,6 +34,8 @@ type Driver struct {
 
 	mu     sync.RWMutex
 	chains map[string][]string // committed directory name → itself and what is below, top first; never changed in place
+
+	spares spares
 }
 
 // Candidate offers the driver to snapshot.Choose.
@@ -46,7 +48,7 @@ func Candidate() snapshot.Candidate {
 // Open opens or makes the driver's directory, and fails where overlayfs does
 // not work on its file system.
 func Open(root string) (*Driver, error) {
-	for _, d := range []string{"layers", "active", "trash"} {
+	for _, d := range []string{"layers", "active", "trash", "spare"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o700); err != nil {
 			return nil, err
 		}
@@ -71,13 +73,15 @@ func Open(root string) (*Driver, error) {
 }
 
 func (d *Driver) emptyTrash() error {
-	entries, err := os.ReadDir(filepath.Join(d.root, "trash"))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(d.root, "trash", e.Name())); err != nil {
+	for _, kind := range []string{"trash", "spare"} {
+		entries, err := os.ReadDir(filepath.Join(d.root, kind))
+		if err != nil {
 			return err
+		}
+		for _, e := range entries {
+			if err := os.RemoveAll(filepath.Join(d.root, kind, e.Name())); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -136,6 +140,9 @@ func (d *Driver) Prepare(_ context.Context, key, parent string) error {
 		mode, uid, gid = st.Mode&0o7777, st.Uid, st.Gid
 	}
 	dir := d.active(name)
+	if d.takeSpare(dir, spareKind{pname, mode, uid, gid}) {
+		return nil
+	}
 	if err := unix.Mkdir(dir, 0o711); err == unix.EEXIST {
 		return errs.New(errs.Conflict, "snapshot %s exists", key)
 	} else if err != nil {
@@ -209,6 +216,9 @@ func (d *Driver) Remove(_ context.Context, key string) error {
 		dirs = dirs[1:] // never another's active one
 	} else if len(n) == 64 {
 		dirs = dirs[:1] // a container's id, never a layer
+	}
+	if len(n) == 64 && d.keepSpare(dirs[0]) {
+		return nil
 	}
 	for _, dir := range dirs {
 		trash := filepath.Join(d.root, "trash", filepath.Base(filepath.Dir(dir))+"-"+n)
