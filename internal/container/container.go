@@ -188,10 +188,10 @@ func newID() ID {
 }
 
 // save swaps and persists a status. c.mu is held.
-func (s *Service) save(c *Container, st Status, d state.Durability) error {
+func (s *Service) save(c *Container, st Status) error {
 	c.st.Store(&st)
 	id := string(c.Record().ID)
-	return s.o.DB.Update(d, func(tx *state.Tx) error {
+	return s.o.DB.Update(state.Async, func(tx *state.Tx) error {
 		if !tx.Has("container", id) {
 			return nil // removed meanwhile
 		}

@@ -523,7 +523,7 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 		if !path.IsAbs(dest) {
 			return nil, errs.New(errs.Invalid, "invalid mount path: '%s' mount path must be absolute", dest)
 		}
-		o, err := tmpfsOptions(dest, opts)
+		o, err := tmpfsOptions(opts)
 		if err != nil {
 			return nil, err
 		}
@@ -647,7 +647,7 @@ func fromMount(m mount.Mount) (Mount, error) {
 }
 
 // tmpfsOptions checks the words of --tmpfs and adds Docker's defaults.
-func tmpfsOptions(dest, opts string) ([]string, error) {
+func tmpfsOptions(opts string) ([]string, error) {
 	out := []string{"noexec", "nosuid", "nodev"}
 	for _, o := range strings.Split(opts, ",") {
 		key, _, hasValue := strings.Cut(o, "=")

@@ -9,7 +9,6 @@ import (
 	"github.com/moby/moby/api/types/events"
 
 	"berth.dev/berth/internal/keeper"
-	"berth.dev/berth/internal/state"
 )
 
 // onExit is called by the keeper's client for every process that ended, in order.
@@ -47,7 +46,7 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 		st.Phase = Restarting
 		st.RestartCount++
 	}
-	if err := s.save(c, st, state.Async); err != nil {
+	if err := s.save(c, st); err != nil {
 		s.o.Log.Error("cannot record an exit", "id", r.ID, "error", err)
 	}
 	go func() { _ = s.keeper.Forget(context.Background(), string(r.ID)) }()
@@ -118,7 +117,7 @@ func (s *Service) scheduleRestart(c *Container, ran time.Duration) {
 			if shouldRestart(c.Record().HostConfig.RestartPolicy, &st) {
 				st.Phase, st.Error = Restarting, err.Error()
 				st.RestartCount++
-				_ = s.save(c, st, state.Async)
+				_ = s.save(c, st)
 				s.scheduleRestart(c, 0)
 				return
 			}

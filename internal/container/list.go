@@ -65,10 +65,7 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 			return nil, err
 		}
 	}
-	ancestors, err := s.ancestors(ctx, f)
-	if err != nil {
-		return nil, err
-	}
+	ancestors := s.ancestors(ctx, f)
 	list := s.all()
 	slices.SortFunc(list, func(a, b *Container) int { return b.Record().Created.Compare(a.Record().Created) })
 	out := []container.Summary{}
@@ -102,9 +99,9 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 }
 
 // ancestors are the image ids that the filter names; nil for no filter.
-func (s Views) ancestors(ctx context.Context, f filter.Args) (map[string]bool, error) {
+func (s Views) ancestors(ctx context.Context, f filter.Args) map[string]bool {
 	if !f.Has("ancestor") {
-		return nil, nil
+		return nil
 	}
 	out := map[string]bool{}
 	for _, a := range f["ancestor"] {
@@ -112,7 +109,7 @@ func (s Views) ancestors(ctx context.Context, f filter.Args) (map[string]bool, e
 			out[string(img.ID)] = true
 		}
 	}
-	return out, nil
+	return out
 }
 
 func matches(f filter.Args, r *Record, st *Status) bool {

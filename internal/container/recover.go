@@ -10,7 +10,6 @@ import (
 
 	"berth.dev/berth/internal/keeper"
 	"berth.dev/berth/internal/snapshot"
-	"berth.dev/berth/internal/state"
 )
 
 // reconcile brings the records to agreement with what the keeper has: at boot,
@@ -50,7 +49,7 @@ func (s recovery) reconcile(h *keeper.Hello) {
 				st.Phase = Paused
 			}
 			if st != *c.Status() {
-				_ = s.save(c, st, state.Async)
+				_ = s.save(c, st)
 			}
 		}
 		c.mu.Unlock()

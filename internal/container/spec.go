@@ -50,7 +50,7 @@ func buildSpec(r *Record, in specInput) (*specs.Spec, error) {
 	if !hc.UTSMode.IsHost() {
 		s.Hostname, s.Domainname = cfg.Hostname, cfg.Domainname
 	}
-	addNamespaces(s, r, in)
+	addNamespaces(s, r)
 	addMounts(s, r, in)
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = hc.MaskedPaths, hc.ReadonlyPaths
 	s.Linux.Sysctl = hc.Sysctls
@@ -193,7 +193,7 @@ func capSet(caps []string, uid uint32) *specs.LinuxCapabilities {
 	return set
 }
 
-func addNamespaces(s *specs.Spec, r *Record, in specInput) {
+func addNamespaces(s *specs.Spec, r *Record) {
 	hc := r.HostConfig
 	add := func(t specs.LinuxNamespaceType) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t})

@@ -19,7 +19,6 @@ import (
 	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/logs"
 	"berth.dev/berth/internal/runtime"
-	"berth.dev/berth/internal/state"
 	"berth.dev/berth/internal/undo"
 )
 
@@ -171,7 +170,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		Phase: Running, Pid: reply.Pid, ProcStart: reply.StartTime, Cgroup: reply.Cgroup,
 		StartedAt: reply.At.UTC(), FinishedAt: c.Status().FinishedAt, RestartCount: c.Status().RestartCount,
 	}
-	if err := s.save(c, st, state.Async); err != nil {
+	if err := s.save(c, st); err != nil {
 		return err
 	}
 	s.event(c, events.ActionStart)
@@ -197,7 +196,7 @@ func (s launcher) startFailed(c *Container, err error) {
 		st.ExitCode = f.code
 	}
 	st.Pid = 0
-	_ = s.save(c, st, state.Async)
+	_ = s.save(c, st)
 	c.io.Lock()
 	waiting := c.attach
 	c.attach = nil

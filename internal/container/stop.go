@@ -13,7 +13,6 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/keeper"
-	"berth.dev/berth/internal/state"
 )
 
 // StopOptions say how a container is asked to end.
@@ -121,7 +120,7 @@ func (s *Service) Stop(ctx context.Context, ref string, o StopOptions) error {
 		}
 		if st := *c.Status(); st.Phase == Restarting {
 			st.Phase, st.Stopped = Exited, true
-			err := s.save(c, st, state.Async)
+			err := s.save(c, st)
 			c.mu.Unlock()
 			c.wake(false, container.WaitResponse{StatusCode: int64(st.ExitCode)})
 			s.event(c, events.ActionStop)
@@ -270,7 +269,7 @@ func (s *Service) freeze(ctx context.Context, ref string, frozen bool) error {
 	if frozen {
 		st.Phase, action = Paused, events.ActionPause
 	}
-	if err := s.save(c, st, state.Async); err != nil {
+	if err := s.save(c, st); err != nil {
 		return err
 	}
 	s.event(c, action)

@@ -38,7 +38,7 @@ func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig)
 		return none, errs.New(errs.Invalid, "Minimum memoryswap limit should be larger than memory limit, see usage")
 	}
 	cfg := *r.Config
-	warnings, err := creator{s.Service}.validate(&cfg, &hc)
+	warnings, err := creator(s).validate(&cfg, &hc)
 	if err != nil {
 		return none, err
 	}

@@ -225,7 +225,6 @@ func (p puller) Pull(ctx context.Context, o httpapi.PullOptions, progress func(j
 	return nil
 }
 
-
 // filesystemName names the filesystem that holds a directory.
 func filesystemName(dir string) string {
 	var st unix.Statfs_t

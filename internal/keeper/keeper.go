@@ -66,7 +66,6 @@ type task struct {
 	term     bool
 	frozen   bool
 	exit     *Exit
-	oomBase  int
 	io       *stdio
 	exec     map[string]*execution
 	src      *source

@@ -54,7 +54,7 @@ func serve(cfg Config) error {
 	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
 		return err
 	}
-	lock := -1
+	var lock int
 	if st != nil {
 		lock = st.Lock
 		unix.CloseOnExec(lock)

@@ -268,7 +268,7 @@ func (k *Keeper) resume(st *saved) error {
 // listen makes or takes over the control socket. Its descriptor is kept by
 // number for an upgrade.
 func (k *Keeper) listen(path string, st *saved) (*net.UnixListener, error) {
-	fd := -1
+	var fd int
 	if st != nil {
 		fd = st.Listener
 		unix.CloseOnExec(fd)

@@ -504,6 +504,16 @@ func (c *Cgroups) Freeze(g *Cgroup, frozen bool) error {
 	return waitFor(dir+"/freezer.state", func(s string) bool { return strings.TrimSpace(s) == v })
 }
 
+// Frozen reports whether the cgroup's processes are stopped.
+func (c *Cgroups) Frozen(g *Cgroup) bool {
+	if c.host.CgroupV2 {
+		raw, _ := os.ReadFile(g.V2 + "/cgroup.events")
+		return strings.Contains(string(raw), "frozen 1")
+	}
+	raw, _ := os.ReadFile(c.dirFor(g, "freezer") + "/freezer.state")
+	return strings.TrimSpace(string(raw)) == "FROZEN"
+}
+
 func waitFor(file string, ok func(string) bool) error {
 	for d := 100 * time.Microsecond; d < 4*time.Second; d += d / 2 {
 		raw, err := os.ReadFile(file)

@@ -1,0 +1,339 @@
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/runtime"
+	"berth.dev/berth/internal/undo"
+)
+
+// createOptions are the flags of create and run.
+type createOptions struct {
+	bundle  string
+	pidFile string
+	console string // path of a unix socket that takes the terminal
+	local   bool   // run: the terminal is relayed by this process
+	keepFDs int
+}
+
+// created is a container that waits for its start.
+type created struct {
+	*record
+	master int // the terminal, for local; -1 for none
+}
+
+// create makes a container. The steps are undone when a later one fails.
+func (p *program) create(id string, o createOptions) (_ *created, err error) {
+	if o.keepFDs != 0 {
+		return nil, errors.New("--preserve-fds is not supported by this runtime")
+	}
+	var u undo.Stack
+	defer u.Run()
+
+	// 1. The configuration.
+	dir, err := p.dir(id)
+	if err != nil {
+		return nil, err
+	}
+	if o.bundle, err = filepath.Abs(o.bundle); err != nil {
+		return nil, err
+	}
+	spec, err := readSpec(filepath.Join(o.bundle, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := check(spec, o.bundle); err != nil {
+		return nil, err
+	}
+	if err := checkConsole(spec.Process.Terminal, o); err != nil {
+		return nil, err
+	}
+	rt, err := runtime.New()
+	if err != nil {
+		return nil, err
+	}
+
+	// 2. The name.
+	if err := os.MkdirAll(p.root, 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("container with id exists: %s", id)
+		}
+		return nil, err
+	}
+	u.Add(func() { _ = os.RemoveAll(dir) })
+	r := &record{ID: id, Bundle: o.bundle, Created: time.Now().UTC(), Owner: os.Getenv("SUDO_USER"), Annotations: spec.Annotations, Spec: spec, dir: dir}
+	if r.Cgroup, err = cgroupPath(spec, id); err != nil {
+		return nil, err
+	}
+	for _, f := range []string{"start", "late"} {
+		if err := unix.Mkfifo(r.fifo(f), 0o600); err != nil {
+			return nil, fmt.Errorf("cannot make %s: %w", r.fifo(f), err)
+		}
+	}
+	if err := r.save(); err != nil {
+		return nil, err
+	}
+
+	// 3. Descriptors: root filesystem, bind sources, namespaces.
+	l := &runtime.Launch{Spec: spec, MountFD: map[int]int{}, NSFD: map[specs.LinuxNamespaceType]int{}, Join: -1, CgroupView: -1}
+	closeLater := func(fd int) int { u.Add(func() { _ = unix.Close(fd) }); return fd }
+	done := undo.Stack{} // what a success closes too
+	defer done.Run()
+	open := func(fd int, err error) (int, error) {
+		if err == nil {
+			done.Add(func() { _ = unix.Close(fd) })
+		}
+		return fd, err
+	}
+	if l.RootFD, err = open(openRoot(spec.Root.Path)); err != nil {
+		return nil, err
+	}
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		if !isBind(m) {
+			continue
+		}
+		fd, err := open(linux.CloneTree(m.Source, slices.Contains(m.Options, "rbind")))
+		if err != nil {
+			return nil, fmt.Errorf("error mounting %q to rootfs at %q: %w", m.Source, m.Destination, err)
+		}
+		l.MountFD[i] = fd
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		fd, err := -1, error(nil)
+		switch {
+		case ns.Path != "":
+			fd, err = open(unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0))
+		case ns.Type == specs.NetworkNamespace && len(spec.Linux.UIDMappings) == 0:
+			fd, err = open(linux.NewNetNS()) // its loopback is up, as runc has it
+		default:
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot open the %s namespace %s: %w", ns.Type, ns.Path, err)
+		}
+		l.NSFD[ns.Type] = fd
+	}
+	if spec.Linux.Seccomp != nil {
+		if l.Seccomp, l.SeccompFlags, err = runtime.CompileSeccomp(spec.Linux.Seccomp); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range []struct {
+		name string
+		to   *int
+	}{{"start", &l.StartFD}, {"late", &l.LateFD}} {
+		// For reading and writing: so neither end blocks or ends early.
+		if *f.to, err = open(unix.Open(r.fifo(f.name), unix.O_RDWR|unix.O_CLOEXEC, 0)); err != nil {
+			return nil, err
+		}
+	}
+
+	// 4. Cgroup and /dev.
+	cg := runtime.NewCgroups(rt.Host)
+	g, err := cg.Make(r.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	u.Add(func() { _ = cg.Remove(g) })
+	done.Add(g.CloseFDs)
+	if err := limit(cg, g, spec.Linux.Resources); err != nil {
+		return nil, err
+	}
+	l.CgroupV1, l.CgroupV2 = g.V1, g.V2FD
+	if l.Dev, err = runtime.NewDevTree(spec.Linux.Devices); err != nil {
+		return nil, err
+	}
+	done.Add(l.Dev.Close)
+
+	// 5. Stdio.
+	c := &created{record: r, master: -1}
+	l.Stdio = [3]int{0, 1, 2}
+	if spec.Process.Terminal {
+		t, err := newTerminal(l.Dev, spec.Process)
+		if err != nil {
+			return nil, err
+		}
+		done.Add(t.closeSlave)
+		l.Stdio, l.ConsolePath, c.master = [3]int{t.slave, t.slave, t.slave}, t.name, closeLater(t.master)
+	} else {
+		giveStdio(spec.Process.User)
+	}
+
+	// 6. The process.
+	proc, err := startApart(rt, l, dir)
+	if err != nil {
+		return nil, startError(err)
+	}
+	u.Add(func() {
+		_ = unix.PidfdSendSignal(proc.PidFD, unix.SIGKILL, nil, 0)
+		_, _ = unix.Wait4(proc.Pid, nil, 0, nil)
+	})
+	done.Add(func() {
+		_ = unix.Close(proc.PidFD)
+		if proc.MountNS >= 0 {
+			_ = unix.Close(proc.MountNS)
+		}
+	})
+	r.Pid = proc.Pid
+	if _, r.StartTime, err = processStat(proc.Pid); err != nil {
+		return nil, err
+	}
+	if c.master >= 0 && !o.local {
+		if err := sendTerminal(o.console, c.master); err != nil {
+			return nil, err
+		}
+	}
+
+	// 7. Hooks, then the record.
+	if spec.Hooks != nil {
+		//nolint:staticcheck // deprecated, and still asked for
+		for _, h := range append(slices.Clone(spec.Hooks.Prestart), spec.Hooks.CreateRuntime...) {
+			if err := runHook(&h, r.state(specs.StateCreating)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := r.save(); err != nil {
+		return nil, err
+	}
+	if o.pidFile != "" {
+		if err := writePid(o.pidFile, r.Pid); err != nil {
+			return nil, err
+		}
+	}
+	u.Release()
+	if c.master >= 0 && !o.local {
+		_ = unix.Close(c.master)
+		c.master = -1
+	}
+	return c, nil
+}
+
+func checkConsole(terminal bool, o createOptions) error {
+	switch {
+	case terminal && o.console == "" && !o.local:
+		return errors.New("cannot allocate tty if runc will detach without setting console socket")
+	case !terminal && o.console != "":
+		return errors.New("cannot use console socket if runc will not detach or allocate tty")
+	}
+	return nil
+}
+
+func startError(err error) error {
+	var e *runtime.StartError
+	if errors.As(err, &e) {
+		return fmt.Errorf("unable to start container process: %w", err)
+	}
+	return err
+}
+
+// openRoot makes a detached copy of the root filesystem's mounts that shares
+// no mount event with the host.
+func openRoot(path string) (int, error) {
+	fd, err := linux.CloneTree(path, true)
+	if err != nil {
+		return -1, fmt.Errorf("invalid rootfs %q: %w", path, err)
+	}
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// limit applies resources. A new cgroup may use all devices: it is limited to
+// the default ones before the rules of the configuration, which begin with the
+// same "deny all".
+func limit(c *runtime.Cgroups, g *runtime.Cgroup, res *specs.LinuxResources) error {
+	if err := c.AllowDefaultDevices(g); err != nil {
+		return err
+	}
+	if res == nil {
+		return nil
+	}
+	r := *res
+	for len(r.Devices) > 0 && !r.Devices[0].Allow && (r.Devices[0].Type == "" || r.Devices[0].Type == "a") && r.Devices[0].Major == nil {
+		r.Devices = r.Devices[1:]
+	}
+	return c.Apply(g, &r)
+}
+
+// startApart starts the process from a thread with a mount namespace of its
+// own: what is mounted there, the place where the root is stacked and the empty
+// directory for masks, nobody else sees, and it is gone with the thread.
+func startApart(rt *runtime.Runtime, l *runtime.Launch, dir string) (*runtime.Process, error) {
+	type result struct {
+		p   *runtime.Process
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		goruntime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		p, err := func() (*runtime.Process, error) {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return nil, fmt.Errorf("cannot make a mount namespace: %w", err)
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return nil, err
+			}
+			if err := unix.Mount("berth", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=64k"); err != nil {
+				return nil, fmt.Errorf("cannot mount on %s: %w", dir, err)
+			}
+			l.Base, l.Empty = dir+"/root", dir+"/empty"
+			for _, d := range []string{l.Base, l.Empty} {
+				if err := os.Mkdir(d, 0o755); err != nil {
+					return nil, err
+				}
+			}
+			if err := unix.Mount("berth", l.Empty, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0555,size=4k"); err != nil {
+				return nil, err
+			}
+			return rt.Start(l)
+		}()
+		ch <- result{p, err}
+	}()
+	r := <-ch
+	return r.p, r.err
+}
+
+// giveStdio lets the container's user open /dev/stdout and the like.
+func giveStdio(u specs.User) {
+	if u.UID == 0 {
+		return
+	}
+	var null unix.Stat_t
+	if unix.Stat("/dev/null", &null) != nil {
+		return
+	}
+	for fd := range 3 {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil && st.Rdev != null.Rdev && st.Mode&unix.S_IFMT != unix.S_IFREG && st.Uid != u.UID {
+			_ = unix.Fchown(fd, int(u.UID), int(st.Gid)) // not everything can change its owner
+		}
+	}
+}
+
+func writePid(file string, pid int) error {
+	tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file))
+	if err := os.WriteFile(tmp, []byte(strconv.Itoa(pid)), 0o666); err != nil {
+		return err
+	}
+	return os.Rename(tmp, file)
+}
