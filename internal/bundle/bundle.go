@@ -94,7 +94,7 @@ func (p *program) load(id string) (*record, error) {
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "state.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("container %q does not exist: %w", id, os.ErrNotExist)
+		return nil, unknown(id)
 	}
 	if err != nil {
 		return nil, err
@@ -105,6 +105,11 @@ func (p *program) load(id string) (*record, error) {
 	}
 	return r, nil
 }
+
+// unknown is the error for a container that there is not.
+type unknown string
+
+func (id unknown) Error() string { return fmt.Sprintf("container %q does not exist", string(id)) }
 
 // save writes the record under a name that no reader looks at, then renames it.
 func (r *record) save() error {
@@ -143,7 +148,7 @@ func (r *record) status(c *runtime.Cgroups) specs.ContainerState {
 	if _, err := os.Lstat(r.fifo("start")); err == nil {
 		return specs.StateCreated
 	}
-	if c != nil && c.Frozen(c.Find(r.Cgroup)) {
+	if c != nil && frozen(c.Find(r.Cgroup)) {
 		return statusPaused
 	}
 	return specs.StateRunning

@@ -120,12 +120,14 @@ func isPropagation(o string) bool {
 	return false
 }
 
+const defaultParent = "/berth-runtime" // of cgroups, where the configuration names none
+
 // cgroupPath is the place of the container's cgroup. A path in systemd's form
 // "slice:prefix:name" becomes a plain one: this program talks to no systemd.
 func cgroupPath(s *specs.Spec, id string) (string, error) {
 	p := s.Linux.CgroupsPath
 	if p == "" {
-		return "/berth-runtime/" + id, nil
+		return defaultParent + "/" + id, nil
 	}
 	if f := strings.Split(p, ":"); len(f) == 3 && !strings.HasPrefix(p, "/") {
 		slice := f[0]

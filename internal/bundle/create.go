@@ -181,7 +181,7 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		return nil, startError(err)
 	}
 	u.Add(func() {
-		_ = unix.PidfdSendSignal(proc.PidFD, unix.SIGKILL, nil, 0)
+		_ = unix.Kill(proc.Pid, unix.SIGKILL) // a child that nobody has waited for: the number is its own
 		_, _ = unix.Wait4(proc.Pid, nil, 0, nil)
 	})
 	done.Add(func() {

@@ -16,12 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/httpapi"
+	"berth.dev/berth/internal/memory"
 )
 
 // Run is the engine from start to end. It returns when ctx ends or a signal
 // asks for it, after the sockets are closed and the services are down. ready
 // is called (when not nil) once requests are answered.
 func Run(ctx context.Context, c *Config, ready func()) (err error) {
+	memory.Tend()
 	level := setLog(c)
 	c.warn()
 	if err := os.MkdirAll(c.ExecRoot, 0o711); err != nil {

@@ -158,7 +158,7 @@ func (c *Client) spawn() error {
 	p, err := os.StartProcess(c.cfg.Program, []string{
 		"berth-keeper", "--exec-root", c.cfg.ExecRoot, "--data-root", c.cfg.DataRoot, "--cgroup-parent", c.cfg.Parent,
 	}, &os.ProcAttr{
-		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=4"}, Files: []*os.File{null, log, log},
+		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Files: []*os.File{null, log, log},
 		Sys: &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS},
 	})
 	if err != nil {

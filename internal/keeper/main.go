@@ -9,10 +9,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/memory"
 )
 
 // The fixed places of the keeper's small mount namespace.
@@ -40,7 +41,7 @@ func Main(args []string) int {
 }
 
 func serve(cfg Config) error {
-	debug.SetGCPercent(50) // memory counts more than its own speed
+	memory.Tend()
 	st, err := restore()
 	if err != nil {
 		return fmt.Errorf("cannot read the state of the keeper before: %w", err)

@@ -256,6 +256,7 @@ func idMap(ms []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 // run writes the table, starts the init program with it and waits until the
 // program has been replaced or has failed.
 func (r *Runtime) run(p *plan, files []int, attr *syscall.SysProcAttr, pidNS int) (*Process, error) {
+	defer p.release()
 	ops, data, err := p.encode()
 	if err != nil {
 		return nil, &StartError{Stage: StageExec, Errno: unix.E2BIG, Path: p.l.Spec.Process.Args[0]}
@@ -390,7 +391,7 @@ func (p *plan) result(fd int) error {
 			return p.explain(exec)
 		}
 	}
-	if len(candidates(p.l.Spec.Process)) == 0 {
+	if len(Candidates(p.l.Spec.Process)) == 0 {
 		return &StartError{Stage: StageExec, Errno: unix.ENOENT, Path: p.l.Spec.Process.Args[0]}
 	}
 	return nil
@@ -401,7 +402,7 @@ func (p *plan) explain(e *StartError) error {
 	if e.Errno != unix.EACCES || p.l.Join >= 0 {
 		return e
 	}
-	for _, c := range candidates(p.l.Spec.Process) {
+	for _, c := range Candidates(p.l.Spec.Process) {
 		var st unix.Stat_t
 		fd, err := openInRoot(p.l.RootFD, c, unix.O_PATH)
 		if err != nil {

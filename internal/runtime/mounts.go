@@ -338,3 +338,7 @@ func (p *plan) openSources(host *Host) {
 
 // newNamespace reports whether the container gets a namespace of its own of type t.
 func (p *plan) newNamespace(t specs.LinuxNamespaceType) bool { return p.l.newNamespace(t) }
+
+// MountOptions returns the words that mean something to this package; others
+// go to the file system.
+func MountOptions() []string { return sortedKeys(mountOptions) }

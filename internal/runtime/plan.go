@@ -339,11 +339,11 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	}
 	p.stage = StageExec
 	if p.l.Join < 0 && p.l.StartFD >= 0 {
-		p.waitStart(candidates(pr))
+		p.waitStart(Candidates(pr))
 	}
 	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
 	argv, envp := p.strv(pr.Args), p.strv(pr.Env)
-	for _, file := range candidates(pr) {
+	for _, file := range Candidates(pr) {
 		p.call(file, unix.SYS_EXECVE, p.str(file), argv, envp)
 		p.last().flags = initprog.FlagContinue
 	}
@@ -377,9 +377,9 @@ func (p *plan) seccomp() {
 	p.call("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uint64(p.l.SeccompFlags), prog)
 }
 
-// candidates are the files that execve tries: the command itself when it holds
+// Candidates are the files that execve tries: the command itself when it holds
 // a slash, else one for each directory of the container's PATH.
-func candidates(pr *specs.Process) []string {
+func Candidates(pr *specs.Process) []string {
 	name := pr.Args[0]
 	if strings.Contains(name, "/") {
 		return []string{name}

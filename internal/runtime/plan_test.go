@@ -397,7 +397,7 @@ func TestCandidates(t *testing.T) {
 		{"/bin/sh", nil, []string{"/bin/sh"}},
 	}
 	for _, c := range cases {
-		if got := candidates(&specs.Process{Args: []string{c.arg}, Env: c.env}); !slices.Equal(got, c.want) {
+		if got := Candidates(&specs.Process{Args: []string{c.arg}, Env: c.env}); !slices.Equal(got, c.want) {
 			t.Errorf("%s with %v: %v, want %v", c.arg, c.env, got, c.want)
 		}
 	}

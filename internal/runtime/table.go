@@ -3,6 +3,7 @@ package runtime
 import (
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -56,11 +57,22 @@ type table struct {
 	ops   []op
 	data  []byte
 	stage Stage
+	code  []byte // encode's result
 }
 
+// tables are used again: one start needs tens of kilobytes for a moment.
+var tables = sync.Pool{New: func() any {
+	return &table{ops: make([]op, 0, 256), data: make([]byte, 0, 16<<10)}
+}}
+
 func newTable() *table {
-	return &table{ops: make([]op, 0, 224), data: make([]byte, 0, 16<<10)}
+	t := tables.Get().(*table)
+	t.ops, t.data, t.stage = t.ops[:0], t.data[:0], ""
+	return t
 }
+
+// release gives the table back. Nothing of it may be used afterwards.
+func (t *table) release() { tables.Put(t) }
 
 // str places a NUL-terminated string and returns its address.
 func (t *table) str(s string) uint64 {
@@ -126,7 +138,12 @@ func (t *table) encode() (ops, data []byte, err error) {
 	if len(t.ops) > dataOffset/initprog.OpSize-2 || dataOffset+len(t.data) > initprog.TableMax {
 		return nil, nil, fmt.Errorf("argument list too long: %w", unix.E2BIG)
 	}
-	ops = make([]byte, initprog.HeaderSize+len(t.ops)*initprog.OpSize)
+	size := initprog.HeaderSize + len(t.ops)*initprog.OpSize
+	if cap(t.code) < size {
+		t.code = make([]byte, size, size+size/4)
+	}
+	ops = t.code[:size]
+	clear(ops)
 	le := binary.LittleEndian
 	for i, o := range t.ops {
 		b := ops[initprog.HeaderSize+i*initprog.OpSize:]
