@@ -94,7 +94,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 		return none, err
 	}
 	u.Add(func() { s.removeFiles(r.ID, false) })
-	if err := s.makeDir(r.ID); err != nil {
+	if err := s.spares.makeDir(s.dir(r.ID)); err != nil {
 		return none, err
 	}
 	c := &Container{execs: map[string]*Exec{}}

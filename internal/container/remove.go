@@ -118,7 +118,7 @@ func (s *Service) removeFiles(id ID, reuse bool) {
 	if err := s.o.Snapshots.Remove(context.Background(), string(id)); err != nil {
 		s.o.Log.Warn("cannot remove a snapshot", "id", id, "error", err)
 	}
-	if reuse && s.keepDir(id) {
+	if reuse && s.spares.keepDir(s.dir(id)) {
 		return
 	}
 	if err := os.RemoveAll(s.dir(id)); err != nil {

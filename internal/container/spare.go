@@ -39,27 +39,25 @@ func dropSpares(dataRoot string) error {
 }
 
 // makeDir makes a container's directory.
-func (s *Service) makeDir(id ID) error {
-	p := &s.spares
+func (p *spareDirs) makeDir(to string) error {
 	p.mu.Lock()
 	n := len(p.list)
 	if n > 0 {
 		dir := p.list[n-1]
 		p.list = p.list[:n-1]
 		p.mu.Unlock()
-		if unix.Rename(dir, s.dir(id)) == nil {
+		if unix.Rename(dir, to) == nil {
 			return nil
 		}
 	} else {
 		p.mu.Unlock()
 	}
-	return os.Mkdir(s.dir(id), 0o710)
+	return os.Mkdir(to, 0o710)
 }
 
 // keepDir keeps the directory of a removed container if nothing but network
 // files and logs is in it; the logs go.
-func (s *Service) keepDir(id ID) bool {
-	dir := s.dir(id)
+func (p *spareDirs) keepDir(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false
@@ -69,7 +67,7 @@ func (s *Service) keepDir(id ID) bool {
 		case !e.Type().IsRegular():
 			return false
 		case name == "hosts", name == "hostname", name == "resolv.conf":
-		case strings.HasPrefix(name, string(id)):
+		case strings.HasPrefix(name, filepath.Base(dir)):
 			if os.Remove(filepath.Join(dir, name)) != nil {
 				return false
 			}
@@ -77,14 +75,13 @@ func (s *Service) keepDir(id ID) bool {
 			return false
 		}
 	}
-	p := &s.spares
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.list) >= maxSpares {
 		return false
 	}
 	p.seq++
-	to := filepath.Join(s.o.DataRoot, "containers", fmt.Sprint(sparePrefix, p.seq))
+	to := filepath.Join(filepath.Dir(dir), fmt.Sprint(sparePrefix, p.seq))
 	if unix.Rename(dir, to) != nil {
 		return false
 	}
