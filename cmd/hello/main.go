@@ -40,9 +40,10 @@ func main() {
 	}
 	row("Seccomp", seccomp(status))
 	fmt.Fprintf(w, "\nTry next:\n")
-	row("", "berth run -d -p 8080:80 --name web nginx    serve a page")
-	row("", "berth ps                                    see what runs")
-	row("", "berth run -m 64m --cpus 0.5 hello           hold me tighter")
+	row("", "berth run --rm -m 64m --cpus 0.5 hello      hold me tighter")
+	row("", "berth ps -a                                 see what there is")
+	row("", "tar -C DIR -c . | berth import - box        make an image of a directory")
+	row("", "berth run -it --name sh box sh              and a shell in it")
 	fmt.Fprintln(w)
 }
 

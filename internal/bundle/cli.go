@@ -116,6 +116,7 @@ func run(args []string, out, errOut io.Writer) int {
 	switch {
 	case errors.Is(err, flag.ErrHelp) || err == nil && f.NArg() == 0 && !version:
 		fmt.Fprint(out, usage)
+		err = nil
 	case err != nil:
 	case version:
 		fmt.Fprintf(out, "berth-runtime version %s\nspec: %s\n", Version, specs.Version)

@@ -262,6 +262,11 @@ func (s *Service) Close() {
 	done := make(chan struct{})
 	s.cleanup <- func() { close(done) }
 	<-done
+	if _, running, paused := s.Counts(); running+paused == 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = s.keeper.Shutdown(ctx) // it has nothing to keep; one that has refuses
+		cancel()
+	}
 	s.keeper.Close()
 }
 

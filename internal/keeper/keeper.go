@@ -457,6 +457,7 @@ func (k *Keeper) shutdown() error {
 	go func() {
 		k.busy.Wait()
 		k.flushReaping()
+		_ = os.Remove(filepath.Join(k.cfg.ExecRoot, "keeper", "socket"))
 		k.cgroups.RemoveParent(k.cfg.Parent)
 		k.cgroups.RemoveParent(k.cfg.Parent + devicesSuffix)
 		os.Exit(0)

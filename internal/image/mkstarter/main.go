@@ -46,7 +46,7 @@ func run(program, archive string) error {
 	if err != nil {
 		return err
 	}
-	created := time.Unix(0, 0).UTC().Format(time.RFC3339)
+	created := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC).Format(time.RFC3339)
 	config, err := json.Marshal(map[string]any{
 		"architecture": runtime.GOARCH,
 		"os":           "linux",
