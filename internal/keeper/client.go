@@ -446,8 +446,14 @@ func (c *Client) Pids(ctx context.Context, id string) ([]int, error) {
 	return pids, json.Unmarshal(raw, &pids)
 }
 
-// Shutdown ends a keeper that has no running task; else it stays.
-func (c *Client) Shutdown(ctx context.Context) error { return c.do(ctx, "shutdown", &Target{}) }
+// Shutdown ends a keeper that has no running task; else it stays. It is the
+// client's last call: a connection lost from here on is not made again.
+func (c *Client) Shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	return c.do(ctx, "shutdown", &Target{})
+}
 
 // Close ends the connection. Tasks and keeper go on.
 func (c *Client) Close() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
@@ -144,84 +145,137 @@ func makeTree(dir string) error {
 	return nil
 }
 
-func sum(path string) (string, error) {
-	f, err := os.Open(path)
+// layers gives the same root filesystem again and again, each time with one
+// more small file in front: so nothing need be removed between two samples.
+// That matters on ext4, which for a minute or more looks at every inode that
+// was deleted before it makes a new one.
+type layers struct {
+	dir         string
+	tar, packed string // the tree, and the same gzipped
+}
+
+func newLayers(dir, tree string) (*layers, error) {
+	l := &layers{dir: dir, tar: filepath.Join(dir, "layer.tar"), packed: filepath.Join(dir, "layer.gz")}
+	if err := tarTree(l.tar, tree); err != nil {
+		return nil, err
+	}
+	in, err := os.Open(l.tar)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	return l, writeFile(l.packed, func(w io.Writer) error { return compress(w, in) })
+}
+
+// front is the start of a tar that holds one file only this number has.
+func front(n int) ([]byte, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	text := fmt.Sprintln("number", n)
+	err := w.WriteHeader(&tar.Header{Name: "number", Mode: 0o644, Size: int64(len(text))})
+	if err == nil {
+		_, err = io.WriteString(w, text)
+	}
+	if err == nil {
+		err = w.Flush() // not Close: the tree follows
+	}
+	return buf.Bytes(), err
+}
+
+// plain writes layer n as a tar.
+func (l *layers) plain(n int) (string, error) {
+	head, err := front(n)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	h := sha256.New()
-	_, err = io.Copy(h, f)
-	return hex.EncodeToString(h.Sum(nil)), err
+	to := filepath.Join(l.dir, fmt.Sprintf("plain%d.tar", n))
+	return to, writeFile(to, func(w io.Writer) error { return join(w, head, l.tar) })
 }
 
-// makeArchive wraps one layer as a docker-archive, the layer gzipped, named
-// bench:latest.
-func makeArchive(to, layer string) error {
-	diff, err := sum(layer)
+// archive writes layer n as a docker-archive, the layer gzipped, named
+// bench:<n>. The layer is two gzip members, as the format allows.
+func (l *layers) archive(n int) (string, error) {
+	head, err := front(n)
 	if err != nil {
-		return err
+		return "", err
 	}
-	packed := layer + ".gz"
-	if err := compress(packed, layer); err != nil {
-		return err
+	var packed bytes.Buffer
+	if err := compress(&packed, bytes.NewReader(head)); err != nil {
+		return "", err
+	}
+	diff := sha256.New()
+	if err := join(diff, head, l.tar); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(l.packed)
+	if err != nil {
+		return "", err
 	}
 	config, err := json.Marshal(object{
 		"architecture": "amd64", "os": "linux", "created": "2024-01-01T00:00:00Z", "config": object{"Cmd": []string{"/bin/sh"}},
-		"rootfs": object{"type": "layers", "diff_ids": []string{"sha256:" + diff}}, "history": []object{{"created": "2024-01-01T00:00:00Z"}},
+		"rootfs":  object{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(diff.Sum(nil))}},
+		"history": []object{{"created": "2024-01-01T00:00:00Z"}},
 	})
 	if err != nil {
+		return "", err
+	}
+	manifest, err := json.Marshal([]object{{"Config": "config.json", "RepoTags": []string{fmt.Sprintf("bench:%d", n)}, "Layers": []string{"layer.tar"}}})
+	if err != nil {
+		return "", err
+	}
+	to := filepath.Join(l.dir, fmt.Sprintf("archive%d.tar", n))
+	return to, writeFile(to, func(f io.Writer) error {
+		w := tar.NewWriter(f)
+		for _, m := range []struct {
+			name string
+			text []byte
+		}{{"config.json", config}, {"manifest.json", manifest}} {
+			if err := w.WriteHeader(&tar.Header{Name: m.name, Mode: 0o644, Size: int64(len(m.text))}); err != nil {
+				return err
+			}
+			if _, err := w.Write(m.text); err != nil {
+				return err
+			}
+		}
+		if err := w.WriteHeader(&tar.Header{Name: "layer.tar", Mode: 0o644, Size: int64(packed.Len()) + info.Size()}); err != nil {
+			return err
+		}
+		if err := join(w, packed.Bytes(), l.packed); err != nil {
+			return err
+		}
+		return w.Close()
+	})
+}
+
+// join writes bytes, then a file.
+func join(w io.Writer, head []byte, file string) error {
+	if _, err := w.Write(head); err != nil {
 		return err
 	}
-	manifest, err := json.Marshal([]object{{"Config": "config.json", "RepoTags": []string{"bench:latest"}, "Layers": []string{"layer.tar"}}})
+	in, err := os.Open(file)
 	if err != nil {
 		return err
 	}
+	defer in.Close()
+	_, err = io.Copy(w, in)
+	return err
+}
+
+func writeFile(to string, write func(io.Writer) error) error {
 	f, err := os.Create(to)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	w := tar.NewWriter(f)
-	for name, text := range map[string][]byte{"config.json": config, "manifest.json": manifest} {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text))}); err != nil {
-			return err
-		}
-		if _, err := w.Write(text); err != nil {
-			return err
-		}
-	}
-	in, err := os.Open(packed)
-	if err != nil {
+	if err := write(f); err != nil {
+		_ = f.Close()
 		return err
 	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if err := w.WriteHeader(&tar.Header{Name: "layer.tar", Mode: 0o644, Size: info.Size()}); err != nil {
-		return err
-	}
-	if _, err := io.Copy(w, in); err != nil {
-		return err
-	}
-	return w.Close()
+	return f.Close()
 }
 
-func compress(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	z := gzip.NewWriter(out)
-	if _, err := io.Copy(z, in); err != nil {
+func compress(to io.Writer, from io.Reader) error {
+	z := gzip.NewWriter(to)
+	if _, err := io.Copy(z, from); err != nil {
 		return err
 	}
 	return z.Close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -311,13 +312,17 @@ func (b *bench) measureMany() error {
 		time.Sleep(300 * time.Millisecond)
 		idle := memory(pids(), "Pss")
 		b.add("pss idle engine", e.name, "MiB", idle)
-		if _, err := b.startMany(e, 30, 1, "start, sequential", "sleep", "1000"); err != nil {
+		n := 100
+		if e != b.berth {
+			n = 30
+		}
+		if _, err := b.startMany(e, n, 1, "start, sequential", "sleep", "1000"); err != nil {
 			b.note("many: %s: %v", e.name, err)
 			continue
 		}
 		removeAll(e.api)
 		time.Sleep(500 * time.Millisecond)
-		n := 200
+		n = 200
 		if e != b.berth && !b.full {
 			n = 100
 		}
@@ -546,57 +551,59 @@ func (b *bench) measureLoad() error {
 			return err
 		}
 	}
-	layer, archive := filepath.Join(b.dir, "layer.tar"), filepath.Join(b.dir, "archive.tar")
-	if err := tarTree(layer, tree); err != nil {
-		return err
-	}
-	if err := makeArchive(archive, layer); err != nil {
-		return err
-	}
-	info, err := os.Stat(archive)
+	l, err := newLayers(b.dir, tree)
 	if err != nil {
 		return err
 	}
-	whole, err := os.Stat(layer)
+	packed, err := os.Stat(l.packed)
 	if err != nil {
 		return err
 	}
-	b.note("load: an archive of %d MB, gzip, from a layer of %d MB", info.Size()/1e6, whole.Size()/1e6)
+	whole, err := os.Stat(l.tar)
+	if err != nil {
+		return err
+	}
+	b.note("load: a layer of %d MB, %d MB gzipped", whole.Size()/1e6, packed.Size()/1e6)
 	rounds := 3
 	if b.full {
 		rounds = 5
 	}
-	for _, m := range []struct{ name, file, path, image string }{
-		{"load", archive, "/images/load?quiet=1", "bench"}, {"import", layer, "/images/create?fromSrc=-&repo=imported", "imported"},
-	} {
-		var s []subject
-		for _, e := range b.engines() {
-			s = append(s, subject{e.name, 1, func() (time.Duration, error) {
-				unix.Sync() // what others have left to write is not this one's
-				begin := time.Now()
-				err := uploadFile(e.api, m.path, m.file)
-				took := time.Since(begin)
-				if err == nil {
-					_, err = e.api.do("DELETE", "/images/"+m.image+"?force=1", nil)
-				}
-				return took, err
-			}})
+	for n := range rounds {
+		archive, err := l.archive(n)
+		if err != nil {
+			return err
 		}
-		if b.podman != nil {
-			s = append(s, subject{"podman", 1, func() (time.Duration, error) {
-				unix.Sync()
+		plain, err := l.plain(rounds + n)
+		if err != nil {
+			return err
+		}
+		for _, m := range []struct{ name, file, path string }{
+			{"load", archive, "/images/load?quiet=1"}, {"import", plain, fmt.Sprintf("/images/create?fromSrc=-&repo=imported&tag=%d", n)},
+		} {
+			var s []subject
+			for _, e := range b.engines() {
+				s = append(s, subject{e.name, 1, func() (time.Duration, error) {
+					unix.Sync() // what others have left to write is not this one's
+					begin := time.Now()
+					err := uploadFile(e.api, m.path, m.file)
+					return time.Since(begin), err
+				}})
+			}
+			if b.podman != nil {
 				args := []string{"load", "-q", "-i", m.file}
 				if m.name == "import" {
-					args = []string{"import", "-q", m.file, m.image}
+					args = []string{"import", "-q", m.file, fmt.Sprintf("imported:%d", n)}
 				}
-				took, err := b.runPodman(args...)
-				if err == nil {
-					_, err = b.runPodman("rmi", "-f", m.image)
-				}
-				return took, err
-			}})
+				s = append(s, subject{"podman", 1, func() (time.Duration, error) {
+					unix.Sync()
+					return b.runPodman(args...)
+				}})
+			}
+			b.interleave(m.name, 1, 0, s...)
 		}
-		b.interleave(m.name, rounds, 0, s...)
+		if err := errors.Join(os.Remove(archive), os.Remove(plain)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
