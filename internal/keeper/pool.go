@@ -50,10 +50,10 @@ func (p *pool) start() {
 	go fill(p, p.trees, func() (*runtime.DevTree, error) { return runtime.NewDevTree(nil) }, (*runtime.DevTree).Close)
 }
 
-// quiet is how long after a hand-out the pool begins to fill again, unless it
+// refillAfter is how long after a hand-out the pool begins to fill again, unless it
 // runs low: making things takes the processor and the kernel's locks from the
 // start that is under way.
-const quiet = 2 * time.Millisecond
+const refillAfter = 2 * time.Millisecond
 
 // fill keeps a channel full until the pool is closed, then empties it.
 func fill[T any](p *pool, ch chan T, make func() (T, error), drop func(T)) {
@@ -70,7 +70,7 @@ func fill[T any](p *pool, ch chan T, make func() (T, error), drop func(T)) {
 	}()
 	for {
 		for len(ch) > cap(ch)/4 {
-			rest := quiet - time.Since(time.Unix(0, p.handedOut.Load()))
+			rest := refillAfter - time.Since(time.Unix(0, p.handedOut.Load()))
 			if rest <= 0 {
 				break
 			}
