@@ -243,8 +243,9 @@ func (fakeImages) Save(_ context.Context, refs []string, w io.Writer) error {
 	_, err := fmt.Fprint(w, refs)
 	return err
 }
-func (fakeImages) Import(_ context.Context, r io.Reader, _ ImageImportOptions, _ func(jsonstream.Message)) (ImageID, error) {
+func (fakeImages) Import(_ context.Context, r io.Reader, _ ImageImportOptions, p func(jsonstream.Message)) (ImageID, error) {
 	_, err := io.Copy(io.Discard, r)
+	p(jsonstream.Message{Status: "sha256:" + fakeID})
 	return "sha256:" + fakeID, err
 }
 func (fakeImages) Pull(_ context.Context, o PullOptions, p func(jsonstream.Message)) error {

@@ -246,27 +246,38 @@ func (c *Client) disconnected(cn *conn) {
 	if !mend {
 		return // Connect, or the one that mends, sees the error and tries again
 	}
-	defer func() { c.mu.Lock(); c.mending = false; c.mu.Unlock() }()
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		h, err := c.connect()
-		if err == nil {
-			c.cfg.OnBack(h)
-			c.mu.Lock()
-			there := c.conn != nil
-			c.mu.Unlock()
-			if there {
-				return
-			}
-			continue
-		}
 		c.mu.Lock()
-		closed := c.closed
+		lost, closed := c.conn == nil, c.closed
+		c.mending = !closed && (err != nil || lost)
+		again := c.mending
 		c.mu.Unlock()
-		if closed {
+		switch {
+		case closed:
+			return
+		case !again: // from here on a loss is seen by the reader of the new connection
+			c.cfg.OnBack(h)
+			return
+		case err != nil:
+			c.cfg.Log.Error("the keeper is gone and cannot be started again", "error", err)
+		}
+		time.Sleep(wait)
+	}
+}
+
+// mendTime is how long a request waits for a lost keeper to be back.
+const mendTime = 5 * time.Second
+
+// awaitMended returns when no new keeper is being started and given its tasks.
+func (c *Client) awaitMended(ctx context.Context) {
+	for end := time.Now().Add(mendTime); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		mending := c.mending && !c.closed
+		c.mu.Unlock()
+		if !mending {
 			return
 		}
-		c.cfg.Log.Error("the keeper is gone and cannot be started again", "error", err)
-		time.Sleep(wait)
 	}
 }
 
@@ -277,6 +288,9 @@ func (c *Client) call(ctx context.Context, op string, body any, fds []int) (json
 		return nil, nil, err
 	}
 	ch := make(chan reply, 1)
+	if op != "hello" && op != "adopt" {
+		c.awaitMended(ctx)
+	}
 	c.mu.Lock()
 	cn := c.conn
 	if cn == nil {

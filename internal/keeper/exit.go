@@ -26,7 +26,7 @@ func (k *Keeper) exited(s *source) {
 		return
 	}
 	t := s.task
-	code, lost := reapPid(t.pidFD, t.adopted)
+	code, lost := reapPid(t.pidFD, t.adopted, t.pid, t.start)
 	k.loop.mu.Lock()
 	k.loop.remove(s)
 	t.io.drain(k.loop.buf)
@@ -65,7 +65,7 @@ func (k *Keeper) exited(s *source) {
 
 func (k *Keeper) execExited(s *source) {
 	ex := s.ex
-	code, lost := reapPid(ex.pidFD, false)
+	code, lost := reapPid(ex.pidFD, false, 0, 0)
 	k.loop.mu.Lock()
 	k.loop.remove(s) // closes ex.pidFD
 	ex.io.drain(k.loop.buf)
@@ -89,9 +89,10 @@ func (s *stdio) lagging() bool {
 	return false
 }
 
-// reapPid takes the exit status of a process. One that is not a child tells it
-// through its pidfd, if the kernel can (6.15).
-func reapPid(pidFD int, adopted bool) (code int, lost bool) {
+// reapPid takes the exit status of a process. One that is not a child still
+// shows it in /proc until its parent has reaped it, and through its pidfd
+// afterwards, if the kernel can (6.15).
+func reapPid(pidFD int, adopted bool, pid int, start uint64) (code int, lost bool) {
 	if !adopted {
 		var si siginfo
 		for {
@@ -105,8 +106,17 @@ func reapPid(pidFD int, adopted bool) (code int, lost bool) {
 			break
 		}
 	}
-	if status, ok := runtime.ExitStatus(pidFD); ok {
-		return status, false
+	for wait := 100 * time.Microsecond; wait < time.Second; wait *= 2 {
+		if status, ok := runtime.ExitStatus(pidFD); ok {
+			return status, false
+		}
+		if ws, ok := zombieStatus(pid, start); ok {
+			if ws.Signaled() {
+				return 128 + int(ws.Signal()), false
+			}
+			return ws.ExitStatus(), false
+		}
+		time.Sleep(wait)
 	}
 	return 255, true
 }

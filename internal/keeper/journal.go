@@ -95,11 +95,12 @@ func (j *journal) write(e entry) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.note(e)
-	n, err := j.file.Write(append(line, '\n'))
-	j.size += int64(n)
-	if err != nil {
+	if _, err := j.file.Write(append(line, '\n')); err != nil {
 		j.log.Error("cannot write the journal", "path", j.path, "error", err)
+		_ = j.file.Truncate(j.size) // else a torn line would take the next one with it
+		return
 	}
+	j.size += int64(len(line) + 1)
 	if j.size > journalMax {
 		if err := j.rewrite(); err != nil {
 			j.log.Error("cannot rewrite the journal", "path", j.path, "error", err)

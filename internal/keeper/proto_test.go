@@ -367,7 +367,7 @@ func TestWaitid(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if code, lost := reapPid(fd, false); code != want || lost {
+		if code, lost := reapPid(fd, false, 0, 0); code != want || lost {
 			t.Errorf("%s: %d, lost %v", script, code, lost)
 		}
 		// A second look, as a keeper that did not start it would take.

@@ -1,8 +1,10 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +26,9 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 			}
 		}
 	}()
+	if r.Spec == nil || r.Spec.Process == nil || r.Spec.Linux == nil {
+		return nil, nil, errors.New("a start needs a specification with process and linux")
+	}
 	k.slots <- struct{}{}
 	defer func() { <-k.slots }()
 	var u undo.Stack
@@ -273,6 +278,9 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 			}
 		}
 	}()
+	if r.Process == nil {
+		return nil, errors.New("an exec needs a process")
+	}
 	t, err := k.running(r.ID)
 	if err != nil {
 		return nil, err
@@ -370,22 +378,36 @@ func terminalsOf(pid int) (*runtime.DevTree, error) {
 	return &runtime.DevTree{Root: -1, Pts: pts, Shm: -1, Null: -1}, nil
 }
 
-// startTime is field 22 of /proc/PID/stat: with the pid it names a process for ever.
-func startTime(pid int) uint64 {
+// zombieStatus is field 52 of /proc/PID/stat, the wait status of a process that
+// nobody has reaped yet.
+func zombieStatus(pid int, start uint64) (unix.WaitStatus, bool) {
+	f := statFields(pid)
+	if len(f) < 50 || f[0] != "Z" || f[19] != strconv.FormatUint(start, 10) {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(f[49], 10, 32)
+	return unix.WaitStatus(n), err == nil
+}
+
+// statFields are the fields of /proc/PID/stat from the third, the state, on.
+func statFields(pid int) []string {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return nil
 	}
 	s := string(raw)
-	i := strings.LastIndexByte(s, ')')
-	if i < 0 {
-		return 0
-	}
-	f := strings.Fields(s[i+1:])
+	return strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
+}
+
+// startTime is field 22 of /proc/PID/stat: with the pid it names a process for ever.
+func startTime(pid int) uint64 {
+	f := statFields(pid)
 	if len(f) < 20 {
 		return 0
 	}
-	var n uint64
-	_, _ = fmt.Sscan(f[19], &n)
+	n, err := strconv.ParseUint(f[19], 10, 64)
+	if err != nil {
+		return 0
+	}
 	return n
 }

@@ -100,6 +100,12 @@ func (p *proc) write(s string) {
 	}
 }
 
+func (p *proc) log(path string) {
+	p.io.loop.mu.Lock()
+	defer p.io.loop.mu.Unlock()
+	p.io.logSpec = &LogSpec{Driver: "json-file", Path: path}
+}
+
 func (p *proc) end() { p.out.Close(); p.err.Close() }
 
 // held is how much the keeper keeps for a client.
@@ -374,7 +380,7 @@ func TestDrainAfterExit(t *testing.T) {
 func TestLogGetsEverything(t *testing.T) {
 	dir := t.TempDir()
 	p := newProc(t, testLoop(t), false)
-	p.io.logSpec = &LogSpec{Driver: "json-file", Path: dir + "/log"}
+	p.log(dir + "/log")
 	p.write("one\ntwo")
 	p.end()
 	<-p.drained
@@ -384,7 +390,7 @@ func TestLogGetsEverything(t *testing.T) {
 	}
 	// A log that cannot be opened holds nothing up.
 	q := newProc(t, testLoop(t), false)
-	q.io.logSpec = &LogSpec{Driver: "json-file", Path: dir + "/no/such/log"}
+	q.log(dir + "/no/such/log")
 	c := q.attach(AttachSpec{Stdout: true})
 	q.write("x")
 	read(t, c, "x")

@@ -343,9 +343,13 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	}
 	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
 	argv, envp := p.strv(pr.Args), p.strv(pr.Env)
-	for _, file := range Candidates(pr) {
+	list := Candidates(pr)
+	for i, file := range list {
 		p.call(file, unix.SYS_EXECVE, p.str(file), argv, envp)
 		p.last().flags = initprog.FlagContinue
+		if i < len(list)-1 {
+			p.last().allow = unix.ENOENT // no news: the last one tells
+		}
 	}
 	p.call("exit", unix.SYS_EXIT_GROUP, 254)
 	return nil
@@ -357,6 +361,13 @@ func (p *plan) reaper(pr *specs.Process) {
 	all, none := p.words(^uint64(0)), p.words(0)
 	p.call("name", unix.SYS_PRCTL, unix.PR_SET_NAME, p.str("docker-init"))
 	p.call("sigmask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, all, 0, 8)
+	// The child's program may run for a moment before this process has closed
+	// its descriptors: it finds none of them but the report pipe, and may not look.
+	p.call("dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	p.call("table", unix.SYS_CLOSE, initprog.FDTable)
+	if p.l.StartFD < 0 {
+		p.call("descriptors", unix.SYS_CLOSE_RANGE, initprog.FDReport+1, 0xffffffff, 0)
+	}
 	c := p.call("clone", unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uint64(unix.SIGCHLD), 0, 0, 0, 0)
 	r := p.call("reap", initprog.OpReap, 0, all, p.bytes(make([]byte, 128)))
 	p.feed(c, r, 0)

@@ -137,7 +137,8 @@ func (r *results) judge() {
 	r.limit("first answer, idle", "boot, idle", 50, "ms")
 	r.limit("first answer, 200 stopped and 100 running, after kill -9", "boot, 200 stopped 100 running", 250, "ms")
 	r.limit("PSS per idle container", "pss per container", 0.1, "MiB")
-	r.limit("PSS of the idle engine", "pss idle engine", 30, "MiB")
+	r.limit("PSS of the idle engine, just started", "pss idle engine, fresh", 30, "MiB")
+	r.limit("PSS of the idle engine, after work", "pss idle engine, after work", 30, "MiB")
 	r.limit("berth --version", "--version", 5, "ms")
 }
 

@@ -114,8 +114,8 @@ func TestExec(t *testing.T) {
 		con.Expect("24 80")
 		con.Expect("42")
 		con.Resize(30, 111)
-		con.Send("sleep 0.3; stty size\n")
-		con.Expect("30 111")
+		con.Send("until [ \"$(stty size)\" = '30 111' ]; do sleep 0.05; done; echo resi''zed\n")
+		con.Expect("resized")
 		con.Send("exit 5\n")
 		if code := con.Wait(); code != 5 {
 			t.Errorf("exit code %d, want 5", code)
@@ -137,8 +137,8 @@ func TestTerminal(t *testing.T) {
 		con.Expect("24 80")
 		con.Expect("one-2")
 		con.Resize(40, 120)
-		con.Send("sleep 0.3; stty size\n")
-		con.Expect("40 120")
+		con.Send("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.05; done; echo resi''zed\n")
+		con.Expect("resized")
 		con.Send("sleep 100\n") // job control: Ctrl-C ends the job, not the shell
 		time.Sleep(300 * time.Millisecond)
 		con.Send("\x03")
