@@ -336,11 +336,26 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if hc.Memory == 0 && hc.MemorySwap > 0 {
 		return bad("You should always set the Memory limit when using Memoryswap limit, see usage")
 	}
+	if v := hc.MemorySwappiness; v != nil && (*v < -1 || *v > 100) {
+		return bad("Invalid value: %d, valid memory swappiness range is 0-100", *v)
+	}
+	if hc.MemoryReservation > 0 && hc.MemoryReservation < minMemory {
+		return bad("Minimum memory reservation allowed is 6MB")
+	}
+	if hc.Memory > 0 && hc.MemoryReservation > 0 && hc.Memory < hc.MemoryReservation {
+		return bad("Minimum memory limit can not be less than memory reservation limit, see usage")
+	}
+	if hc.BlkioWeight > 0 && (hc.BlkioWeight < 10 || hc.BlkioWeight > 1000) {
+		return bad("Range of blkio weight is from 10 to 1000")
+	}
 	if hc.NanoCPUs < 0 || hc.NanoCPUs > int64(runtime.NumCPU())*1e9 {
 		return bad("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
 	}
-	if hc.NanoCPUs > 0 && (hc.CPUPeriod > 0 || hc.CPUQuota > 0) {
+	if hc.NanoCPUs > 0 && hc.CPUPeriod > 0 {
 		return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	}
+	if hc.NanoCPUs > 0 && hc.CPUQuota > 0 {
+		return bad("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
 	}
 	if hc.CPUPeriod != 0 && (hc.CPUPeriod < 1000 || hc.CPUPeriod > 1000000) {
 		return bad("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")

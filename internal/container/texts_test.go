@@ -32,6 +32,7 @@ func TestMessagesGolden(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "%s\n  %s: %s\n", name, errs.KindOf(err), err)
 	}
+	swappiness := int64(101)
 	configs := []struct {
 		name string
 		cfg  container.Config
@@ -45,6 +46,11 @@ func TestMessagesGolden(t *testing.T) {
 		{"swap below memory", container.Config{}, container.HostConfig{Resources: container.Resources{Memory: 64 << 20, MemorySwap: 32 << 20}}},
 		{"swap without memory", container.Config{}, container.HostConfig{Resources: container.Resources{MemorySwap: 32 << 20}}},
 		{"cpus and period", container.Config{}, container.HostConfig{Resources: container.Resources{NanoCPUs: 1e9, CPUPeriod: 1000}}},
+		{"cpus and quota", container.Config{}, container.HostConfig{Resources: container.Resources{NanoCPUs: 1e9, CPUQuota: 5000}}},
+		{"swappiness", container.Config{}, container.HostConfig{Resources: container.Resources{MemorySwappiness: &swappiness}}},
+		{"little reservation", container.Config{}, container.HostConfig{Resources: container.Resources{MemoryReservation: 1 << 20}}},
+		{"reservation above memory", container.Config{}, container.HostConfig{Resources: container.Resources{Memory: 8 << 20, MemoryReservation: 9 << 20}}},
+		{"blkio weight", container.Config{}, container.HostConfig{Resources: container.Resources{BlkioWeight: 5}}},
 		{"period", container.Config{}, container.HostConfig{Resources: container.Resources{CPUPeriod: 5}}},
 		{"quota", container.Config{}, container.HostConfig{Resources: container.Resources{CPUQuota: 5}}},
 		{"oom score", container.Config{}, container.HostConfig{OomScoreAdj: 1001}},
@@ -392,7 +398,7 @@ func TestMergeImage(t *testing.T) {
 	}
 	for want, c := range map[string]container.Config{
 		"/entry cmd": {}, "/entry mine": {Cmd: []string{"mine"}}, "own": {Entrypoint: []string{"own"}}, "own arg": {Entrypoint: []string{"own"}, Cmd: []string{"arg"}},
-		"cmd": {Entrypoint: []string{""}}, "only": {Entrypoint: []string{""}, Cmd: []string{"only"}},
+		"": {Entrypoint: []string{""}}, "only": {Entrypoint: []string{""}, Cmd: []string{"only"}},
 	} {
 		if got := argv(c); got != want {
 			t.Errorf("%+v: %q, want %q", c, got, want)

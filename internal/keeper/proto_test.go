@@ -371,7 +371,7 @@ func TestWaitid(t *testing.T) {
 			t.Errorf("%s: %d, lost %v", script, code, lost)
 		}
 		// A second look, as a keeper that did not start it would take.
-		if code, lost := reapPid(fd, true); code != want && !lost {
+		if code, lost := reapPid(fd, true, 0, 0); code != want && !lost {
 			t.Errorf("%s, adopted: %d, lost %v", script, code, lost)
 		}
 		_ = unix.Close(fd)
