@@ -43,7 +43,9 @@
 //
 // The --init mode. The operation before it was clone(CLONE_VM|CLONE_VFORK): the
 // child, which sees 0, skips over OpReap by a second look at the result, and
-// ends in execve; the parent, process 1 of the container, then waits for
+// ends in execve; the parent, process 1 of the container, then closes its
+// descriptors above 2, becomes dumpable again (the table made it undumpable, so
+// that the child's program never sees them), waits for
 // signals for ever: it passes each on to the child (argument 0), reaps what
 // ends, and exits as the child did (128+n after signal n).
 // Argument 1 is the address of the signal set, argument 2 that of 128 bytes of scratch.

@@ -21,8 +21,8 @@ import (
 // the disassembly (objdump -b binary -m i386:x86-64 or aarch64 -D), then write
 // the new sum here.
 var golden = map[string]string{
-	"amd64": "af24b96a1aed70bae6c64999d5d7036c35c1cbfe18cee52f9a7ce0313854538d",
-	"arm64": "984567f8b7e5765fe8bc17b1addde40c3e78ed931e2bea4b3ae42142c442bcfa",
+	"amd64": "94c290292c433d9963a7372a604e2f8b74f131a1c452c3a85c1137767e2ddd5b",
+	"arm64": "6394c270d429f0ccd9f548ca3c55e1553e30fdce0f10bd6f885ce27b79b076e3",
 }
 
 func TestBytes(t *testing.T) {
