@@ -198,6 +198,19 @@ type users struct {
 
 const maxUsers = 1024
 
+// plainAccounts reports whether the account files lie in /etc itself: a link may
+// lead to a place that the container changes without touching /etc.
+func plainAccounts(root int) bool {
+	for name, want := range map[string]uint32{"etc": unix.S_IFDIR, "etc/passwd": unix.S_IFREG, "etc/group": unix.S_IFREG} {
+		var st unix.Stat_t
+		err := unix.Fstatat(root, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil && err != unix.ENOENT || err == nil && st.Mode&unix.S_IFMT != want { //nolint:errorlint // a bare errno
+			return false
+		}
+	}
+	return true
+}
+
 // of is resolveUser for a container about to start.
 func (u *users) of(ctx context.Context, s *Service, root int, r *Record) (identity, error) {
 	m, err := s.o.Snapshots.Mounts(ctx, string(r.ID))
@@ -217,7 +230,7 @@ func (u *users) of(ctx context.Context, s *Service, root int, r *Record) (identi
 	if ok {
 		return id, nil
 	}
-	if id, err = resolveUser(root, r.Config.User, r.HostConfig.GroupAdd); err != nil {
+	if id, err = resolveUser(root, r.Config.User, r.HostConfig.GroupAdd); err != nil || !plainAccounts(root) {
 		return id, err
 	}
 	u.mu.Lock()

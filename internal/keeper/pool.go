@@ -16,7 +16,7 @@ import (
 
 // poolSize is how many cgroups and /dev trees wait: enough for a burst of
 // starts, few enough to cost next to no memory.
-const poolSize = 24
+const poolSize = 48
 
 // devicesSuffix makes of the keeper's cgroup parent the one of containers with
 // device rules of their own: below the other nothing more can be allowed.
@@ -50,6 +50,13 @@ func (p *pool) start() {
 	go fill(p, p.trees, func() (*runtime.DevTree, error) { return runtime.NewDevTree(nil) }, (*runtime.DevTree).Close)
 }
 
+// A new keeper makes the first few things at once and the rest when the engine
+// that started it has had time to get going.
+const (
+	poolFirst = 4
+	poolCalm  = 100 * time.Millisecond
+)
+
 // refillAfter is how long after a hand-out the pool begins to fill again, unless it
 // runs low: making things takes the processor and the kernel's locks from the
 // start that is under way.
@@ -68,7 +75,14 @@ func fill[T any](p *pool, ch chan T, make func() (T, error), drop func(T)) {
 			}
 		}
 	}()
-	for {
+	for made := 0; ; made++ {
+		if made == poolFirst {
+			select {
+			case <-time.After(poolCalm):
+			case <-p.stop:
+				return
+			}
+		}
 		for len(ch) > cap(ch)/4 {
 			rest := refillAfter - time.Since(time.Unix(0, p.handedOut.Load()))
 			if rest <= 0 {
@@ -103,10 +117,17 @@ func (p *pool) close() {
 
 func (p *pool) newCgroup() (*runtime.Cgroup, error) {
 	g, err := p.k.cgroups.Make(path.Join(p.k.cfg.Parent, fmt.Sprintf("%s-%d", p.life, p.seq.Add(1))))
-	if err == nil {
-		p.k.cgroups.MakeView(g)
+	if err != nil {
+		return nil, err
 	}
-	return g, err
+	if !p.k.cgroups.Inherits(p.k.cfg.Parent) {
+		if err := p.k.cgroups.AllowDefaultDevices(g); err != nil {
+			p.k.removeCgroup(g)
+			return nil, err
+		}
+	}
+	p.k.cgroups.MakeView(g)
+	return g, nil
 }
 
 // cgroup hands out a cgroup: one made ahead, or one of its own below a parent.

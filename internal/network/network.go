@@ -32,7 +32,7 @@ import (
 const quiet = 3 * time.Millisecond
 
 // poolSize is how many namespaces wait. They are cheap; making one is not.
-const poolSize = 16
+const poolSize = 64
 
 // Options are what the service is built from.
 type Options struct {
@@ -76,7 +76,15 @@ func (s *Service) Close() {
 
 func (s *Service) fill() {
 	defer close(s.done)
-	for {
+	for made := 0; ; made++ {
+		if made == 4 { // the rest when the engine has had time to get going
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-s.stop:
+				s.drain()
+				return
+			}
+		}
 		for len(s.pool) > poolSize/4 {
 			rest := quiet - time.Since(time.Unix(0, s.handedOut.Load()))
 			if rest <= 0 {

@@ -31,6 +31,8 @@ type Cgroups struct {
 	mu      sync.Mutex
 	parents map[string]bool // relative paths made ready
 	noView  atomic.Bool     // this kernel cannot mount onto a detached tree
+
+	unrestricted string // the parent that RestrictDevices could not restrict
 }
 
 // NewCgroups returns the manager of this machine's cgroups.
@@ -66,7 +68,8 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 
 // RestrictDevices limits what the cgroups below parent may use to the default
 // devices: on v1 they inherit it when they are made, which costs nothing. The
-// parent must have no children yet, unless it is restricted already.
+// parent must have no children yet, unless it is restricted already; else
+// Inherits tells that it did not work.
 func (c *Cgroups) RestrictDevices(parent string) error {
 	if err := c.prepareParent(parent); err != nil {
 		return err
@@ -79,7 +82,20 @@ func (c *Cgroups) RestrictDevices(parent string) error {
 	if raw, err := os.ReadFile(dir + "/devices.list"); err != nil || !strings.HasPrefix(string(raw), "a *:* ") {
 		return err
 	}
-	return c.AllowDefaultDevices(g)
+	if err := c.AllowDefaultDevices(g); err != nil {
+		// There are children already, of somebody else: each cgroup gets its rules itself.
+		c.mu.Lock()
+		c.unrestricted = parent
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// Inherits reports whether cgroups below parent inherit the default device rules.
+func (c *Cgroups) Inherits(parent string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.unrestricted != parent
 }
 
 // CloseFDs gives up what only a start needs.
