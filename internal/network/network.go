@@ -44,6 +44,7 @@ type Options struct {
 type Service struct {
 	o       Options
 	created time.Time
+	ids     map[string]string // of the predefined networks, by name
 	pool    chan int
 	stop    chan struct{}
 	done    chan struct{}
@@ -63,6 +64,10 @@ func Open(o Options) (*Service, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	s.ids = map[string]string{}
+	for _, n := range s.predefined() {
+		s.ids[n.Name] = n.ID
 	}
 	go s.fill()
 	return s, nil
@@ -196,11 +201,4 @@ func (s *Service) Inspect(_ context.Context, name, scope string) (network.Inspec
 }
 
 // ID returns the id of a predefined network.
-func (s *Service) ID(name string) string {
-	for _, n := range s.predefined() {
-		if n.Name == name {
-			return n.ID
-		}
-	}
-	return ""
-}
+func (s *Service) ID(name string) string { return s.ids[name] }
