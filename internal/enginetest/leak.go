@@ -28,11 +28,12 @@ type snapshot struct {
 }
 
 // Pools are refilled and connections closed behind the reply: an engine may hold this
-// much more than in the beginning. The keeper's pools are empty then; full ones hold
-// keeperPools descriptors.
+// much more than in the beginning. Pools are not full then; full ones hold about so
+// many descriptors: cgroups and device trees in the keeper, network namespaces in berthd.
 const (
 	slack       = 12
-	keeperPools = 180
+	keeperPools = 330
+	daemonPools = 90
 )
 
 func (e *Engine) snapshot() snapshot {
@@ -133,7 +134,7 @@ func (e *Engine) leaked() (found []string) {
 			add("child %d of berthd: %q %s", pid, cmdline(pid), state(pid))
 		}
 	}
-	if n := descriptors(e.DaemonPID()); n > e.base.daemon+slack {
+	if n := descriptors(e.DaemonPID()); n > max(e.base.daemon, daemonPools)+slack {
 		add("berthd has %d descriptors, %d in the beginning: %s", n, e.base.daemon, describeFDs(e.DaemonPID()))
 	}
 	if n := e.cgroupCount(); n > 100 {

@@ -136,7 +136,7 @@ func (b *box) launch(change func(*Launch)) (p *Process, wait func() (string, int
 		w.Close()
 		out, _ := io.ReadAll(r)
 		r.Close()
-		code := waitFor2(t, p.PidFD)
+		code := reap(t, p.Pid)
 		_ = unix.Close(p.PidFD)
 		if p.MountNS >= 0 {
 			_ = unix.Close(p.MountNS)
@@ -146,27 +146,24 @@ func (b *box) launch(change func(*Launch)) (p *Process, wait func() (string, int
 	}, nil
 }
 
-func waitFor2(t *testing.T, pidFD int) int {
+// reap is the exit status of a child, as a shell tells it.
+func reap(t *testing.T, pid int) int {
 	t.Helper()
-	var ru unix.Rusage
+	var ws unix.WaitStatus
 	for {
-		err := unix.Waitid(unix.P_PIDFD, pidFD, nil, unix.WEXITED|unix.WNOWAIT, &ru)
-		if !errors.Is(err, unix.EINTR) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			break
+		_, err := unix.Wait4(pid, &ws, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		break
 	}
-	if err := unix.Waitid(unix.P_PIDFD, pidFD, nil, unix.WEXITED, nil); err != nil {
-		t.Fatal(err)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
 	}
-	code, ok := ExitStatus(pidFD)
-	if !ok {
-		t.Log("this kernel does not tell exit codes by pidfd")
-		return -1
-	}
-	return code
+	return ws.ExitStatus()
 }
 
 func (b *box) run(args ...string) (string, int) {
@@ -325,6 +322,26 @@ func TestWorkDirStaysInside(t *testing.T) {
 	}
 }
 
+// How a process ended can be asked of its pidfd after it was reaped: this is
+// what an adopted container's exit code comes from.
+func TestExitStatus(t *testing.T) {
+	b := newBox(t)
+	for script, want := range map[string]int{"exit 0": 0, "exit 12": 12} {
+		b.reset().Process.Args = []string{"sh", "-c", script}
+		p, wait, err := b.launch(nil)
+		must(t, err)
+		fd, err := unix.FcntlInt(uintptr(p.PidFD), unix.F_DUPFD_CLOEXEC, 3)
+		must(t, err)
+		_, _ = wait()
+		if code, ok := ExitStatus(fd); ok && code != want {
+			t.Errorf("%s: %d", script, code)
+		} else if !ok {
+			t.Log("this kernel does not tell exit codes by pidfd: it takes Linux 6.15")
+		}
+		_ = unix.Close(fd)
+	}
+}
+
 // The OCI command line: create waits before execve, start lets it go.
 func TestStartFD(t *testing.T) {
 	b := newBox(t)
@@ -396,7 +413,7 @@ func TestExec(t *testing.T) {
 		}
 		w.Close()
 		out, _ := io.ReadAll(r)
-		code := waitFor2(t, e.PidFD)
+		code := reap(t, e.Pid)
 		_ = unix.Close(e.PidFD)
 		return string(out), code, nil
 	}
