@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,11 @@ func Attach(m Mount, readonly bool) (int, error) {
 	case len(m.Lower) == 0:
 		return -1, errs.New(errs.Internal, "a mount without layers")
 	}
-	fd, err := attachOverlay(m)
+	attach := attachOverlay
+	if !appendsLayers() {
+		attach = attachNamed
+	}
+	fd, err := attach(m)
 	if errors.Is(err, errOldKernel) {
 		fd, err = attachClassic(m)
 	}
@@ -75,12 +80,8 @@ func attachOverlay(m Mount) (int, error) {
 	for _, o := range [...]string{"index", "redirect_dir", "metacopy"} {
 		_ = unix.FsconfigSetString(fs, o, "off") // a kernel that does not know it has it off
 	}
-	for i, l := range m.Lower {
-		err := setDir(fs, "lowerdir+", l)
-		if i == 0 && err == unix.EINVAL {
-			return -1, errOldKernel
-		}
-		if err != nil {
+	for _, l := range m.Lower {
+		if err := setDir(fs, "lowerdir+", l); err != nil {
 			return -1, fmt.Errorf("lower layer %s: %w", l, err)
 		}
 	}
@@ -90,6 +91,84 @@ func attachOverlay(m Mount) (int, error) {
 		}
 		if err := setDir(fs, "workdir", m.Work); err != nil {
 			return -1, fmt.Errorf("work directory %s: %w", m.Work, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, describe(fs, err)
+	}
+	attr := 0
+	if m.Upper == "" {
+		attr = unix.MOUNT_ATTR_RDONLY
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
+}
+
+// appendsLayers reports whether overlayfs takes its layers one by one
+// ("lowerdir+", since Linux 6.8). An older kernel takes the option without a
+// word and fails only when the mount is made.
+var appendsLayers = sync.OnceValue(func() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 8)
+})
+
+// attachNamed uses the new mount API on a kernel that wants all layers in one
+// option of at most 256 bytes: they are named by descriptor. More layers than
+// fit are errOldKernel.
+func attachNamed(m Mount) (int, error) {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err == unix.ENOSYS {
+		return -1, errOldKernel
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	var open []int
+	defer func() {
+		for _, fd := range open {
+			_ = unix.Close(fd)
+		}
+	}()
+	// The kernel looks the names up when the mount is made: until then they must hold.
+	name := func(dir string) (string, error) {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", fmt.Errorf("layer %s: %w", dir, err)
+		}
+		open = append(open, fd)
+		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	}
+	var lower []string
+	for _, l := range m.Lower {
+		n, err := name(l)
+		if err != nil {
+			return -1, err
+		}
+		lower = append(lower, n)
+	}
+	opts := [][2]string{{"source", "overlay"}, {"index", "off"}, {"redirect_dir", "off"}, {"metacopy", "off"}, {"lowerdir", strings.Join(lower, ":")}}
+	if m.Upper != "" {
+		up, err := name(m.Upper)
+		if err != nil {
+			return -1, err
+		}
+		work, err := name(m.Work)
+		if err != nil {
+			return -1, err
+		}
+		opts = append(opts, [2]string{"upperdir", up}, [2]string{"workdir", work})
+	}
+	for _, o := range opts {
+		if len(o[1]) >= maxOption {
+			return -1, errOldKernel
+		}
+		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
+			return -1, err
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
