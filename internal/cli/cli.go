@@ -141,9 +141,10 @@ func (cli *CLI) Client() (*client.Client, error) {
 	o := client.Options{
 		Host: ep.host, TLS: ep.tls, Version: cli.getenv("DOCKER_API_VERSION"),
 		Headers: cli.Config().HTTPHeaders, UserAgent: "Docker-Client/" + version + " (linux)",
+		Optimistic: strings.HasPrefix(ep.host, "unix://"),
 	}
 	if ep.standard {
-		o.Optimistic, o.Refused = true, cli.autostart
+		o.Refused = cli.autostart
 	}
 	c, err := client.New(o)
 	if err != nil {
@@ -156,6 +157,14 @@ func (cli *CLI) Client() (*client.Client, error) {
 // forEach calls f for each argument, up to 50 at once, prints each that
 // succeeded in the order given, and joins the errors.
 func (cli *CLI) forEach(args []string, f func(arg string) error) error {
+	if len(args) == 1 {
+		err := f(args[0])
+		if err == nil {
+			fmt.Fprintln(cli.Out, args[0])
+			return nil
+		}
+		return errors.Join(err)
+	}
 	type result struct{ err error }
 	results := make([]chan result, len(args))
 	slots := make(chan struct{}, 50)

@@ -146,7 +146,7 @@ const defaultSocket = "/run/berth.sock"
 type endpoint struct {
 	host     string
 	tls      *client.TLSFiles
-	standard bool // our own default socket: may be started, needs no ping
+	standard bool // our own default socket: may be started
 }
 
 // currentContext returns the name of the context in use.

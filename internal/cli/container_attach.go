@@ -53,7 +53,7 @@ func attachCmd(cli *CLI, c *cobra.Command) {
 		}
 		cfg := &container.Config{Tty: info.Config.Tty, AttachStdin: !noStdin && info.Config.OpenStdin, AttachStdout: true, AttachStderr: true}
 		if proxy && !cfg.Tty {
-			defer cli.forwardSignals(ctx, cl, info.ID)()
+			cli.forwardSignals(ctx, cl).to(info.ID)
 		}
 		s, err := cli.attachTo(ctx, cl, info.ID, cfg, keys)
 		if err != nil {
@@ -146,7 +146,7 @@ func startAttached(cli *CLI, ctx context.Context, cl *client.Client, ref string,
 	}
 	cfg := &container.Config{Tty: info.Config.Tty, AttachStdin: openStdin && info.Config.OpenStdin, AttachStdout: true, AttachStderr: true}
 	if !cfg.Tty {
-		defer cli.forwardSignals(ctx, cl, info.ID)()
+		cli.forwardSignals(ctx, cl).to(info.ID)
 	}
 	s, err := cli.attachTo(ctx, cl, info.ID, cfg, keys)
 	if err != nil {

@@ -1,13 +1,17 @@
 package cli
 
 import (
+	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"sort"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -59,12 +63,25 @@ func psCmd(cli *CLI, c *cobra.Command) {
 			q.Set("size", "1")
 		}
 		filters.query(q)
-		if _, err := parseTemplate(format); err != nil {
-			return errors.New("failed to parse template: " + strings.TrimPrefix(err.Error(), "template parsing error: "))
+		if format != "" {
+			if _, err := parseTemplate(format); err != nil {
+				return errors.New("failed to parse template: " + strings.TrimPrefix(err.Error(), "template parsing error: "))
+			}
 		}
 		cl, err := cli.Client()
 		if err != nil {
 			return err
+		}
+		if !size && (format == "" || format == "table") {
+			raw, err := client.Get[[]byte](c.Context(), cl, "/containers/json", q)
+			if err != nil {
+				return err
+			}
+			list, err := psColumns(raw)
+			if err != nil {
+				return err
+			}
+			return psPlain(cli.Out, quiet, psRows(list, noTrunc))
 		}
 		list, err := client.Get[[]container.Summary](c.Context(), cl, "/containers/json", q)
 		if err != nil {
@@ -88,12 +105,68 @@ func psCmd(cli *CLI, c *cobra.Command) {
 				format += "size: {{.Size}}\n"
 			}
 		}
-		rows := make([]psRow, len(list))
-		for i, s := range list {
-			rows[i] = psRow{s: s, full: noTrunc}
-		}
-		return render(cli.Out, format, def, psHeader, rows)
+		return render(cli.Out, format, def, psHeader, psRows(list, noTrunc))
 	}
+}
+
+func psRows(list []container.Summary, full bool) []psRow {
+	rows := make([]psRow, len(list))
+	for i, s := range list {
+		rows[i] = psRow{s: s, full: full}
+	}
+	return rows
+}
+
+// psColumns decodes what psTable shows, and nothing else.
+func psColumns(raw []byte) (list []container.Summary, err error) {
+	var s *container.Summary
+	err = eachField(raw, func() {
+		list = append(list, container.Summary{})
+		s = &list[len(list)-1]
+	}, func(name, value []byte) (err error) {
+		switch string(name) {
+		case "Id":
+			s.ID, err = rawText(value)
+		case "Names":
+			err = json.Unmarshal(value, &s.Names)
+		case "Image":
+			s.Image, err = rawText(value)
+		case "ImageID":
+			s.ImageID, err = rawText(value)
+		case "Command":
+			s.Command, err = rawText(value)
+		case "Created":
+			s.Created, err = rawInt(value)
+		case "Ports":
+			err = json.Unmarshal(value, &s.Ports)
+		case "Status":
+			s.Status, err = rawText(value)
+		}
+		return err
+	})
+	return list, err
+}
+
+// psPlain prints psTable, or the ids alone, as render does but without a template.
+func psPlain(w io.Writer, quiet bool, rows []psRow) error {
+	out := bufio.NewWriterSize(w, 64<<10)
+	if quiet {
+		for _, r := range rows {
+			out.WriteString(r.ID() + "\n")
+		}
+		return out.Flush()
+	}
+	tw := tabwriter.NewWriter(out, 10, 1, 3, ' ', 0)
+	line := func(columns ...string) { _, _ = io.WriteString(tw, strings.Join(columns, "\t")+"\n") }
+	h := psHeader
+	line(h["ID"], h["Image"], h["Command"], h["RunningFor"], h["Status"], h["Ports"], h["Names"])
+	for _, r := range rows {
+		line(r.ID(), r.Image(), r.Command(), r.RunningFor(), r.Status(), r.Ports(), r.Names())
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	return out.Flush()
 }
 
 // psRow is one container of ps.

@@ -277,16 +277,20 @@ func (cli *CLI) runContainer(ctx context.Context, o *runOptions, co *containerOp
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	id, err := cli.createContainer(ctx, req, co, &o.createOptions)
-	if err != nil {
-		return startError(err, "run")
-	}
 	cl, err := cli.Client()
 	if err != nil {
 		return err
 	}
+	var signals *signalForwarder
 	if o.sigProxy && attach {
-		defer cli.forwardSignals(ctx, cl, id)()
+		signals = cli.forwardSignals(ctx, cl)
+	}
+	id, err := cli.createContainer(ctx, req, co, &o.createOptions)
+	if err != nil {
+		return startError(err, "run")
+	}
+	if signals != nil {
+		signals.to(id)
 	}
 	// The wait and the attach are both with the engine before the start, so
 	// that nothing of a short life is missed.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -47,8 +48,8 @@ type group struct {
 // run executes one command line.
 func (cli *CLI) run(ctx context.Context, args []string) error {
 	a := &app{cli: cli, lazy: map[*cobra.Command]builder{}}
-	root := a.root()
 	words := args[1:]
+	root := a.root(words)
 	root.SetArgs(words)
 	root.SetIn(cli.In)
 	root.SetOut(cli.Out)
@@ -84,6 +85,19 @@ func (a *app) resolve(root *cobra.Command, words []string) {
 	}
 }
 
+// first returns the first word that is not a global flag, or "".
+func first(root *cobra.Command, words []string) string {
+	for i := 0; i < len(words); i++ {
+		if !strings.HasPrefix(words[i], "-") {
+			return words[i]
+		}
+		if takesValue(root, words[i]) {
+			i++
+		}
+	}
+	return ""
+}
+
 // takesValue reports whether the next word belongs to this global flag.
 func takesValue(root *cobra.Command, w string) bool {
 	if strings.Contains(w, "=") {
@@ -106,7 +120,9 @@ func child(c *cobra.Command, name string) *cobra.Command {
 	return nil
 }
 
-func (a *app) root() *cobra.Command {
+// root makes the tree. When the words name a command of the tables, the tree
+// has only that command or group; else (help, completion, a typing error) all.
+func (a *app) root(words []string) *cobra.Command {
 	o := &a.cli.opts
 	var showVersion bool
 	root := &cobra.Command{
@@ -134,7 +150,7 @@ func (a *app) root() *cobra.Command {
 			return fmt.Errorf("Unable to parse logging level: %s", o.logLevel) //nolint:staticcheck // Docker's words
 		},
 		DisableFlagsInUseLine: true,
-		CompletionOptions:     cobra.CompletionOptions{HiddenDefaultCmd: true},
+		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true}, // ours is below
 	}
 	dir := a.cli.configDir()
 	f := root.Flags()
@@ -171,14 +187,40 @@ func (a *app) root() *cobra.Command {
 		}
 		a.cli.config = nil
 	})
-	for _, g := range groups() {
-		a.addGroup(root, g)
+	if a.add(root, first(root, words)) {
+		return root
 	}
-	for _, e := range topOnly() {
-		root.AddCommand(a.command(e, e.use, e.alias, ""))
-	}
+	a.add(root, "")
 	root.AddCommand(a.completion(root))
 	return root
+}
+
+// add adds the top-level command or group of this name, or all when name is
+// empty, and reports whether there was one.
+func (a *app) add(root *cobra.Command, name string) bool {
+	found := false
+	take := func(use, aliases string) bool {
+		own, _, _ := strings.Cut(use, " ")
+		ok := name == "" || name == own || slices.Contains(strings.Fields(aliases), name)
+		found = found || ok
+		return ok
+	}
+	for _, g := range groups() {
+		for _, e := range g.entries {
+			if e.top != "" && take(e.top, e.topAlias) {
+				root.AddCommand(a.topCommand(g, e))
+			}
+		}
+		if take(g.name, "") {
+			root.AddCommand(a.group(g))
+		}
+	}
+	for _, e := range topOnly() {
+		if take(e.use, e.alias) {
+			root.AddCommand(a.command(e, e.use, e.alias, ""))
+		}
+	}
+	return found
 }
 
 func wrapPre(check func(*cobra.Command, []string) error, settle func()) func(*cobra.Command, []string) error {
@@ -198,7 +240,7 @@ func (a *app) help(c *cobra.Command, args []string) error {
 	return nil
 }
 
-func (a *app) addGroup(root *cobra.Command, g group) {
+func (a *app) group(g group) *cobra.Command {
 	parent := &cobra.Command{
 		Use: g.name, Short: g.short, DisableFlagsInUseLine: true, Args: argsRule(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -207,29 +249,35 @@ func (a *app) addGroup(root *cobra.Command, g group) {
 		},
 	}
 	for _, e := range g.entries {
-		name, _, _ := strings.Cut(e.use, " ")
-		note := ""
-		paths := []string{program + " " + g.name + " " + name}
-		for _, al := range strings.Fields(e.alias) {
-			paths = append(paths, program+" "+g.name+" "+al)
-		}
-		if e.top != "" {
-			paths = append(paths, program+" "+e.top)
-		}
-		if len(paths) > 1 {
-			note = strings.Join(paths, ", ")
-		}
-		parent.AddCommand(a.command(e, e.use, e.alias, note))
-		if e.top != "" {
-			use := e.top + strings.TrimPrefix(e.use, name)
-			top := a.command(e, use, e.topAlias, note)
-			if e.common != "" {
-				top.Annotations[noteCommon] = e.common
-			}
-			root.AddCommand(top)
-		}
+		parent.AddCommand(a.command(e, e.use, e.alias, spellings(g, e)))
 	}
-	root.AddCommand(parent)
+	return parent
+}
+
+// topCommand is the command of a group under its name at the top level.
+func (a *app) topCommand(g group, e entry) *cobra.Command {
+	name, _, _ := strings.Cut(e.use, " ")
+	c := a.command(e, e.top+strings.TrimPrefix(e.use, name), e.topAlias, spellings(g, e))
+	if e.common != "" {
+		c.Annotations[noteCommon] = e.common
+	}
+	return c
+}
+
+// spellings lists the ways to name an entry of a group, when there are several.
+func spellings(g group, e entry) string {
+	name, _, _ := strings.Cut(e.use, " ")
+	paths := []string{program + " " + g.name + " " + name}
+	for _, al := range strings.Fields(e.alias) {
+		paths = append(paths, program+" "+g.name+" "+al)
+	}
+	if e.top != "" {
+		paths = append(paths, program+" "+e.top)
+	}
+	if len(paths) == 1 {
+		return ""
+	}
+	return strings.Join(paths, ", ")
 }
 
 // command makes a command which is built when it is named.

@@ -172,20 +172,48 @@ func (cli *CLI) followSize(ctx context.Context, cl *client.Client, path string) 
 	}()
 }
 
-// forwardSignals sends every signal that we get to the container until stop is called.
-func (cli *CLI) forwardSignals(ctx context.Context, cl *client.Client, id string) (stop func()) {
-	ch := make(chan os.Signal, 128)
-	signal.Notify(ch)
-	done := make(chan struct{})
+// signalForwarder sends the signals that we get to a container. It listens
+// before the container is there; until then a signal does to us what it always does.
+type signalForwarder struct {
+	target chan string
+	ready  chan struct{} // closed when it listens
+}
+
+// forwarded are the signals that a person or a supervisor sends. Those that the
+// Go runtime uses itself, and those about our own terminal and children, are not ours to give.
+func forwarded() []os.Signal {
+	return []os.Signal{
+		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTERM, unix.SIGCONT,
+		unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGPOLL, unix.SIGPWR, unix.SIGTRAP, unix.SIGSYS,
+	}
+}
+
+// forwardSignals begins to listen, beside the caller: it takes two thread switches per signal.
+func (cli *CLI) forwardSignals(ctx context.Context, cl *client.Client) *signalForwarder {
+	f := &signalForwarder{target: make(chan string, 1), ready: make(chan struct{})}
 	go func() {
+		ch := make(chan os.Signal, 128)
+		signal.Notify(ch, forwarded()...)
+		close(f.ready)
+		id := ""
 		for {
 			select {
-			case <-done:
+			case <-ctx.Done():
 				return
+			case id = <-f.target:
 			case s := <-ch:
 				sig, ok := s.(unix.Signal)
-				if !ok || sig == unix.SIGCHLD || sig == unix.SIGPIPE || sig == unix.SIGURG || sig == unix.SIGWINCH {
+				if !ok {
 					continue
+				}
+				if id == "" {
+					select {
+					case id = <-f.target:
+					default:
+						signal.Reset(sig)
+						_ = unix.Kill(os.Getpid(), sig)
+						continue
+					}
 				}
 				name := unix.SignalName(sig)
 				if name == "" {
@@ -195,7 +223,13 @@ func (cli *CLI) forwardSignals(ctx context.Context, cl *client.Client, id string
 			}
 		}
 	}()
-	return func() { signal.Stop(ch); close(done) }
+	return f
+}
+
+// to names the container. From then on it gets every signal.
+func (f *signalForwarder) to(id string) {
+	f.target <- id
+	<-f.ready
 }
 
 func trimSIG(s string) string {

@@ -1,15 +1,16 @@
 // Package client is a thin client of the Engine API.
 //
 // A Client knows one host (unix, tcp with or without TLS, ssh) and speaks HTTP
-// to it. It has one verb, Do, which sends a Request and gives a response whose
+// to it, over connections of its own that one request after the other uses
+// (transport.go). It has one verb, Do, which sends a Request and gives a response whose
 // status is below 400, and Hijack, which turns the connection into a raw
 // stream for attach and exec. Get and Post add JSON around Do. Paths and
 // query keys stand where they are used, in the command that uses them: the
 // Engine API is the interface, and no second one is laid over it.
 //
 // Version negotiation: a request path starts with /vX.YY. A fixed version
-// (DOCKER_API_VERSION) is sent as it is. For an optimistic client (the default
-// local socket) requests go out with MaxVersion at once, and only a server
+// (DOCKER_API_VERSION) is sent as it is. For an optimistic client (any local
+// socket) requests go out with MaxVersion at once, and only a server
 // that answers "client version … is too new" costs a second try. Any other
 // client asks /_ping first and takes the lower of both versions.
 package client
@@ -27,7 +28,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 )
 
 // The API versions that this client speaks.
@@ -56,9 +56,11 @@ type Client struct {
 	urlHost  string
 	basePath string
 	dial     func(context.Context) (net.Conn, error)
-	http     *http.Client
+	http     func() *http.Client // for requests that stream a body
 
 	mu      sync.Mutex // guards the fields below
+	idle    []*link
+	closed  bool
 	version string
 	settled bool // version was confirmed by the server or fixed
 	refused bool // Refused has been called
@@ -115,31 +117,41 @@ func New(o Options) (*Client, error) {
 	if err := c.setDialer(); err != nil {
 		return nil, err
 	}
-	c.http = &http.Client{
-		Transport: &http.Transport{
-			DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.connect(ctx) },
-			DisableCompression: true,
-			MaxIdleConns:       6,
-			IdleConnTimeout:    30 * time.Second,
-		},
-		CheckRedirect: func(_ *http.Request, via []*http.Request) error {
-			if via[0].Method == http.MethodGet {
-				return http.ErrUseLastResponse
-			}
-			return errors.New("unexpected redirect in response")
-		},
-	}
 	if c.scheme == "https" {
 		c.scheme = "http" // the dialer has made the TLS connection already
 	}
+	c.http = sync.OnceValue(c.streamingClient)
 	return c, nil
+}
+
+// streamingClient is for requests that stream a body: the engine may answer
+// before it has read everything, which takes a reader beside the writer.
+func (c *Client) streamingClient() *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.connect(ctx) },
+			DisableCompression: true,
+			DisableKeepAlives:  true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return errors.New("unexpected redirect in response")
+		},
+	}
 }
 
 // Host returns the host as it was given.
 func (c *Client) Host() string { return c.opts.Host }
 
-// Close drops idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+// Close drops idle connections, and later those that are in use.
+func (c *Client) Close() {
+	c.mu.Lock()
+	idle := c.idle
+	c.idle, c.closed = nil, true
+	c.mu.Unlock()
+	for _, l := range idle {
+		l.Close()
+	}
+}
 
 // Version returns the API version in use, after negotiation where that is needed.
 func (c *Client) Version(ctx context.Context) string {
@@ -326,7 +338,12 @@ func (c *Client) send(ctx context.Context, r *Request, body []byte, version stri
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.http.Do(req)
+	var res *http.Response
+	if r.Stream != nil {
+		res, err = c.http().Do(req)
+	} else {
+		res, err = c.roundTrip(req)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

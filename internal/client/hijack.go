@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"net/http"
 )
 
 // Hijacked is a raw connection to a container's streams.
@@ -59,31 +58,26 @@ func (c *Client) hijack(ctx context.Context, r *Request, body []byte) (*Hijacked
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "tcp")
-	conn, err := c.connect(ctx)
+	l, err := c.link(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	fail := func(err error) (*Hijacked, error) {
-		conn.Close()
+	res, stop, err := exchange(l, req)
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, err
-	}
-	if err := req.Write(conn); err != nil {
-		return fail(&ConnectError{Host: c.opts.Host, Err: err})
-	}
-	br := bufio.NewReaderSize(conn, 32<<10)
-	res, err := http.ReadResponse(br, req)
-	if err != nil {
-		return fail(&ConnectError{Host: c.opts.Host, Err: err})
+		return nil, &ConnectError{Host: c.opts.Host, Err: err}
 	}
 	if res.StatusCode >= 400 {
-		return fail(readError(res))
+		err = readError(res)
 	}
 	if !stop() {
-		return fail(ctx.Err())
+		err = ctx.Err()
 	}
-	return &Hijacked{conn: conn, r: br, MediaType: res.Header.Get("Content-Type")}, nil
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return &Hijacked{conn: l.Conn, r: l.r, MediaType: res.Header.Get("Content-Type")}, nil
 }

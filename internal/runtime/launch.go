@@ -8,6 +8,7 @@ import (
 	"path"
 	goruntime "runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -133,8 +134,7 @@ func (l *Launch) cgroupDir(h Hierarchy) string {
 // Runtime starts processes. It is safe for use by several goroutines.
 type Runtime struct {
 	Host *Host
-	init string // "/proc/self/fd/N" of the sealed init program
-	fd   int
+	fd   int // the sealed init program
 }
 
 // New prepares the init program and reads the host.
@@ -151,7 +151,7 @@ func New() (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the init program: %w", err)
 	}
-	return &Runtime{Host: h, init: fmt.Sprintf("/proc/self/fd/%d", fd), fd: fd}, nil
+	return &Runtime{Host: h, fd: fd}, nil
 }
 
 // sealed returns a memory file that nobody can change any more.
@@ -162,11 +162,6 @@ func sealed(name string, data []byte) (int, error) {
 	}
 	if err != nil {
 		return -1, err
-	}
-	// A descriptor number far from stdio: ForkExec moves low ones around.
-	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 100); err == nil {
-		_ = unix.Close(fd)
-		fd = high
 	}
 	if _, err = unix.Write(fd, data); err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
@@ -281,6 +276,10 @@ func (r *Runtime) run(p *plan, files []int, attr *syscall.SysProcAttr, pidNS int
 	}
 	defer unix.Close(report[0])
 	files[initprog.FDTable], files[initprog.FDReport] = mem, report[1]
+	// The init program goes along at a number of its own: ForkExec moves
+	// descriptors about in the child, and may put one on any other number.
+	prog := "/proc/self/fd/" + strconv.Itoa(len(files))
+	files = append(files, r.fd)
 	fds := make([]uintptr, len(files))
 	for i, fd := range files {
 		fds[i] = uintptr(fd)
@@ -293,7 +292,7 @@ func (r *Runtime) run(p *plan, files []int, attr *syscall.SysProcAttr, pidNS int
 	if p.l.CgroupV2 >= 0 {
 		attr.UseCgroupFD, attr.CgroupFD = true, p.l.CgroupV2
 	}
-	pid, err := forkIn(pidNS, r.init, &syscall.ProcAttr{Files: fds, Sys: attr, Dir: "", Env: []string{}})
+	pid, err := forkIn(pidNS, prog, &syscall.ProcAttr{Files: fds, Sys: attr, Dir: "", Env: []string{}})
 	_ = unix.Close(report[1])
 	if err != nil {
 		return nil, &StartError{Stage: StageNamespace, Path: "clone", Errno: errnoOf(err)}
