@@ -1,0 +1,18 @@
+package enginetest
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// KernelAtLeast reports whether this is Linux major.minor or newer.
+func KernelAtLeast(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var a, b int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b)
+	return err == nil && (a > major || a == major && b >= minor)
+}
