@@ -99,6 +99,7 @@ type Container struct {
 	st  atomic.Pointer[Status]
 
 	stopAsked atomic.Bool // by a user, in this run
+	killed    atomic.Bool // SIGKILL was sent in this run
 	shared    atomic.Bool // another container shows this one's network files
 
 	io      sync.Mutex // guards what follows; taken after mu

@@ -8,6 +8,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
+	"golang.org/x/sys/unix"
+
 	"berth.dev/berth/internal/keeper"
 )
 
@@ -40,6 +42,12 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 	ran := e.At.Sub(st.StartedAt)
 	st.Phase, st.Pid, st.ProcStart = Exited, 0, 0
 	st.Stopped = c.stopAsked.Load()
+	if e.Lost && c.killed.Load() {
+		e.Code, e.Lost = 128+int(unix.SIGKILL), false // nobody saw it, but there is no doubt
+	}
+	if e.Lost {
+		st.Error = "the exit code was lost with the process's parent"
+	}
 	st.ExitCode, st.OOMKilled, st.FinishedAt = e.Code, e.OOM, e.At
 	restart := !s.closing.Load() && shouldRestart(r.HostConfig.RestartPolicy, &st)
 	if restart {

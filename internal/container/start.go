@@ -166,6 +166,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 
 	// 7. The record and the event.
 	c.stopAsked.Store(false)
+	c.killed.Store(false)
 	st := Status{
 		Phase: Running, Pid: reply.Pid, ProcStart: reply.StartTime, Cgroup: reply.Cgroup,
 		StartedAt: reply.At.UTC(), FinishedAt: c.Status().FinishedAt, RestartCount: c.Status().RestartCount,

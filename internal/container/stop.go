@@ -100,6 +100,9 @@ func (s *Service) signal(ctx context.Context, c *Container, sig unix.Signal) err
 	if err != nil {
 		return errs.Wrap(errs.Internal, err, "cannot kill container: "+id)
 	}
+	if sig == unix.SIGKILL {
+		c.killed.Store(true)
+	}
 	if sig == unix.SIGKILL && c.Status().Phase == Paused {
 		_ = s.keeper.Freeze(ctx, id, false) // a frozen process does not die on v1
 	}
