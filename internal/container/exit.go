@@ -7,7 +7,6 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/keeper"
