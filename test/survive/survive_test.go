@@ -78,13 +78,10 @@ func TestKeeperKilled(t *testing.T) {
 	if got := c.Must("run", "--rm", img, "echo", "new"); got != "new" {
 		t.Errorf("a new container: %q", got)
 	}
-	// An older kernel tells the exit code of a process to its parent alone, which is gone.
-	code := "12"
-	if !enginetest.KernelAtLeast(6, 15) {
-		code = "255"
-	}
-	if got := c.Must("wait", "counter"); got != code {
-		t.Errorf("the exit code of an adopted container: %s, want %s", got, code)
+	// An older kernel tells the exit code of a process to its parent alone, which is gone: then it is known
+	// only if nobody has asked for it yet.
+	if got := c.Must("wait", "counter"); got != "12" && (got != "255" || enginetest.KernelAtLeast(6, 15)) {
+		t.Errorf("the exit code of an adopted container: %s, want 12", got)
 	}
 	checkLines(t, c.Must("logs", "counter"), 2000)
 	c.Must("stop", "-t", "0", "stays")
