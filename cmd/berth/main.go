@@ -1,3 +1,9 @@
+// A command is over before it matters how many threads it may use: the runtime
+// neither applies a CPU limit to it nor starts to look for changes of one.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Berth is the command line of the engine.
 package main
 

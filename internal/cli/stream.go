@@ -100,14 +100,17 @@ func (s *streamer) copyOut() error {
 	if errOut == nil {
 		errOut = io.Discard
 	}
+	var err error
 	if s.tty {
-		_, err := io.Copy(out, s.conn)
-		if errors.Is(err, unix.EIO) {
-			err = nil
-		}
-		return err
+		_, err = io.Copy(out, s.conn)
+	} else {
+		err = stdmux.Copy(out, errOut, s.conn)
 	}
-	return stdmux.Copy(out, errOut, s.conn)
+	// A reset is what an end looks like when input of ours was still on its way.
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.ECONNRESET) {
+		err = nil
+	}
+	return err
 }
 
 // rawTerminals makes input and output raw and returns the way back, which may be called twice.

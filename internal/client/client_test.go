@@ -3,14 +3,18 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 func serve(t *testing.T, h http.HandlerFunc) string {
@@ -156,5 +160,126 @@ func TestHijack(t *testing.T) {
 func TestLess(t *testing.T) {
 	if !Less("1.9", "1.24") || Less("1.50", "1.50") || Less("2.0", "1.99") {
 		t.Error("order of versions")
+	}
+}
+
+// One connection serves one plain request after the other; a body that is not
+// read to its end, and an end of the context, cost it.
+func TestConnections(t *testing.T) {
+	var mu sync.Mutex
+	conns, kills := map[string]int{}, 0
+	release := make(chan struct{})
+	sock := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := 0
+	srv := &http.Server{
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			mu.Lock()
+			defer mu.Unlock()
+			next++
+			return context.WithValue(ctx, connKey{}, strconv.Itoa(next))
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			id := r.Context().Value(connKey{}).(string)
+			mu.Lock()
+			conns[id]++
+			mu.Unlock()
+			switch r.URL.Path {
+			case "/v1.56/long":
+				w.(http.Flusher).Flush()
+				select {
+				case <-r.Context().Done():
+					mu.Lock()
+					kills++
+					mu.Unlock()
+					release <- struct{}{}
+				case <-release:
+				}
+			case "/v1.56/none":
+				w.WriteHeader(204)
+			case "/v1.56/drop":
+				conn, _, _ := w.(http.Hijacker).Hijack()
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n\"x\"")
+				conn.Close()
+			case "/v1.56/moved":
+				http.Redirect(w, r, "/else", http.StatusFound)
+			default:
+				_, _ = io.WriteString(w, `"`+strings.Repeat("x", 100000)+`"`)
+			}
+		}),
+	}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+	c, _ := New(Options{Host: "unix://" + sock, Optimistic: true})
+	defer c.Close()
+	ctx := context.Background()
+	get := func(path string) {
+		t.Helper()
+		if _, err := Get[string](ctx, c, path, nil); err != nil {
+			t.Error(path, err)
+		}
+	}
+	count := func(want int) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		if len(conns) != want {
+			t.Errorf("%d connections, want %d: %v", len(conns), want, conns)
+		}
+	}
+	get("/a")
+	get("/b")
+	if err := c.Call(ctx, "POST", "/none", nil); err != nil {
+		t.Error(err)
+	}
+	count(1)
+	get("/drop") // the engine ends the connection behind a complete answer
+	get("/c")
+	count(2)
+	if err := c.Call(ctx, "POST", "/moved", nil); err == nil || !strings.Contains(err.Error(), "unexpected redirect") {
+		t.Error(err)
+	}
+	long, cancel := context.WithCancel(ctx)
+	res, err := c.Do(long, Request{Method: "GET", Path: "/long"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if _, err := io.ReadAll(res.Body); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	<-release
+	if res, err = c.Do(ctx, Request{Method: "GET", Path: "/long"}); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(10*time.Millisecond, func() { res.Body.Close() }) // while it is read
+	if _, err := io.ReadAll(res.Body); err == nil {
+		t.Error("a closed body ended well")
+	}
+	<-release
+	if kills != 2 {
+		t.Errorf("%d of 2 long requests have ended", kills)
+	}
+	get("/d")
+}
+
+type connKey struct{}
+
+// A streamed body may be refused before it is read.
+func TestStreamRefused(t *testing.T) {
+	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.44")
+		if r.Method == http.MethodPost {
+			http.Error(w, "no room", 500)
+		}
+	})
+	c, _ := New(Options{Host: host, Optimistic: true})
+	r, w := io.Pipe()
+	defer w.Close()
+	if _, err := c.Do(context.Background(), Request{Method: "POST", Path: "/load", Stream: r}); err == nil || err.Error() != "Error response from daemon: no room" {
+		t.Error(err)
 	}
 }

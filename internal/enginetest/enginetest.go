@@ -52,7 +52,9 @@ type Engine struct {
 	t      testing.TB
 	args   []string
 	env    []string
-	netns  *os.File
+	host   bool       // no network namespace of its own
+	passed []*os.File // listening sockets for berthd, as a service manager passes them
+	netns  *os.File   // nil with host
 	mu     sync.Mutex
 	daemon *exec.Cmd
 	done   chan struct{} // closed when the daemon has ended
@@ -71,6 +73,24 @@ func WithEnv(env ...string) Option { return func(e *Engine) { e.env = append(e.e
 
 // WithBin takes the programs from another directory.
 func WithBin(dir string) Option { return func(e *Engine) { e.Bin = dir } }
+
+// HostNetwork leaves the engine in the machine's network namespace: only for tests
+// that fetch something. The default network is "none" then; the engine makes no
+// bridge and touches no firewall.
+func HostNetwork() Option {
+	return func(e *Engine) {
+		e.host = true
+		e.args = append(e.args, "--bridge", "none", "--iptables=false")
+	}
+}
+
+// WithListener passes berthd an open socket and -H fd://, as systemd does.
+func WithListener(f *os.File) Option {
+	return func(e *Engine) {
+		e.passed = append(e.passed, f)
+		e.args = append(e.args, "-H", "fd://")
+	}
+}
 
 // Start starts an engine, which ends with the test.
 func Start(t testing.TB, opts ...Option) *Engine {
@@ -96,8 +116,10 @@ func Start(t testing.TB, opts ...Option) *Engine {
 	if err := os.MkdirAll(filepath.Join(dir, "h"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if e.netns, err = newNetworkNamespace(); err != nil {
-		t.Fatal(err)
+	if !e.host {
+		if e.netns, err = newNetworkNamespace(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(e.end)
 	e.StartDaemon()
@@ -121,13 +143,19 @@ func (e *Engine) TryStartDaemon() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(e.Bin, "berthd"), append([]string{
+	args := append([]string{
 		"--data-root", e.DataRoot, "--exec-root", e.ExecRoot, "-p", filepath.Join(e.Dir, "pid"), "-H", "unix://" + e.Socket,
-	}, e.args...)...)
-	cmd.Stdout, cmd.Stderr = log, log
+	}, e.args...)
+	cmd := exec.Command(filepath.Join(e.Bin, "berthd"), args...)
 	cmd.Env = append(cleanEnv(), e.env...)
+	if len(e.passed) > 0 { // LISTEN_PID is known only to the process itself
+		cmd = exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, args...)...)
+		cmd.Env = append(append(cleanEnv(), e.env...), fmt.Sprintf("LISTEN_FDS=%d", len(e.passed)))
+		cmd.ExtraFiles = e.passed
+	}
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := inNamespace(e.netns, cmd.Start); err != nil {
+	if err := e.Inside(cmd.Start); err != nil {
 		return err
 	}
 	done := make(chan struct{})
@@ -147,6 +175,14 @@ func (e *Engine) TryStartDaemon() error {
 		}
 	}
 	return fmt.Errorf("berthd does not answer")
+}
+
+// Inside calls f on a thread in the engine's network namespace, where its TCP ports are.
+func (e *Engine) Inside(f func() error) error {
+	if e.host {
+		return f()
+	}
+	return inNamespace(e.netns, f)
 }
 
 // SetBin changes where the next daemon's programs are.
@@ -228,7 +264,9 @@ func tailOf(name string, b []byte) string {
 // end removes everything and checks for leaks.
 func (e *Engine) end() {
 	t := e.t
-	defer e.netns.Close()
+	if !e.host {
+		defer e.netns.Close()
+	}
 	if e.leaks && e.running() {
 		e.checkLeaks()
 	}

@@ -14,6 +14,7 @@ const (
 	NeedsCgroupV2 = "needs cgroup v2 (make test-vm has it)"
 	NeedsCgroupV1 = "needs cgroup v1"
 	NeedsOverlay  = "needs overlayfs"
+	NeedsDebian   = "needs debootstrap (scripts/install-test-deps)"
 	LongRun       = "runs under make stress only"
 	ShortRun      = "left out by go test -short"
 )
@@ -21,7 +22,7 @@ const (
 // reviewed says which reasons hold under make test, where the machine is known:
 // there the others are failures.
 var reviewed = map[string]bool{
-	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false,
+	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false, NeedsDebian: false,
 	NeedsCgroupV2: true, NeedsCgroupV1: true, LongRun: true, ShortRun: true,
 }
 
