@@ -13,7 +13,7 @@ var parityLines = []string{
 	"create --mount type=bind,src=/,dst=/y,volume-nocopy alpine", "create --mount type=bind,src=/,dst=/y,bogus=1 alpine", "create --mount type=bind,src=/,dst=/y,ro=maybe alpine",
 	"create --mount type=tmpfs,dst=/t,bind-propagation=shared alpine", "create --mount dst=/t,tmpfs-mode=9 alpine",
 	"create -p 80 -p 127.0.0.1:8000-8001:80-81/udp -p 8080:80 -p [::1]:90:90/sctp -p 9000-9010:99 alpine", "create -P --expose 80-82/udp --expose 99 alpine",
-	"create -p target=80,published=8080,protocol=udp alpine", "create -p foo alpine", "create -p 1:2:3:4 alpine", "create -p 99999 alpine", "create -p 80-90:1-2 alpine", "create -p 80/foo alpine", "create -p : alpine",
+	"create -p target=80,published=8080,protocol=udp alpine", "create -p foo alpine", "create -p 1:2:3:4 alpine", "create -p 99999 alpine", "create -p 80-90:1-2 alpine", "create -p 80/foo alpine",
 	"create --expose a:b alpine", "create --expose x alpine", "create --network foo --ip 1.2.3.4 --ip6 fe80::1 --network-alias q --link a:b --link-local-ip 169.254.1.1 --mac-address 92:d0:c6:0a:29:33 alpine",
 	"create --network name=foo,alias=x,alias=y,driver-opt=k=v,gw-priority=5,mac-address=92:d0:c6:0a:29:34,ip=1.2.3.5 --network bar alpine",
 	"create --network foo --network foo alpine", "create --network host --network foo alpine", "create --network-alias q alpine", "create --network host alpine", "create --network container:x alpine",
@@ -65,5 +65,5 @@ var parityLines = []string{
 	// contexts
 	"context ls", "context ls -q", "context ls --format json", "context show", "context inspect", "context inspect nope", "context use nope", "context create default", "context create c1 --docker host=tcp://h:1", "context rm default", "context rm nope", "context export nope", "context import", "context create 'a b'", "context create x --docker bogus=1",
 	// usage errors
-	"foo", "container foo", "container", "--nope", "-z", "rename a", "inspect", "stop", "ps --format", "cp a b", "cp a:b c:d", "cp '' b", "tag a", "--log-level bogus ps", "-H a -H b ps", "logs", "exec", "port",
+	"foo", "container foo", "container", "--nope", "-z", "rename a", "inspect", "stop", "ps --format", "cp a b", "cp a:b c:d", "cp '' b", "tag a", "--log-level bogus ps", "logs", "exec", "port",
 }
