@@ -197,6 +197,11 @@ type Ping struct {
 // Ping asks /_ping.
 func (c *Client) Ping(ctx context.Context) (Ping, error) {
 	res, err := c.send(ctx, &Request{Method: http.MethodHead, Path: "/_ping"}, nil, "")
+	var ae *Error
+	if errors.As(err, &ae) {
+		// The answer to HEAD has no text: ask again for the reason.
+		res, err = c.send(ctx, &Request{Method: http.MethodGet, Path: "/_ping"}, nil, "")
+	}
 	if err != nil {
 		return Ping{}, err
 	}

@@ -18,16 +18,17 @@ import (
 
 // proc is what ps knows of a process.
 type proc struct {
-	pid, ppid, pgid, sid, nice, threads int
-	uid, euid, gid                      uint32
-	state, comm                         string
-	args                                []string
-	utime, stime                        uint64 // clock ticks
-	start                               time.Time
-	vsz, rss                            uint64 // KiB
-	tty                                 string
-	pri, psr                            int
-	wchan                               string
+	pid, ppid, pgid, sid, tpgid, nice, threads int
+	uid, euid, gid                             uint32
+	state, comm                                string
+	args                                       []string
+	utime, stime                               uint64 // clock ticks
+	start                                      time.Time
+	vsz, rss                                   uint64 // KiB
+	tty                                        string
+	pri, psr                                   int
+	wchan                                      string
+	locked                                     bool // pages in memory
 }
 
 // column is one field of ps -o: its title and its text.
@@ -149,11 +150,17 @@ func (p *proc) stat() string {
 	} else if p.nice > 0 {
 		s += "N"
 	}
+	if p.locked {
+		s += "L"
+	}
 	if p.sid == p.pid {
 		s += "s"
 	}
 	if p.threads > 1 {
 		s += "l"
+	}
+	if p.tpgid > 0 && p.tpgid == p.pgid {
+		s += "+"
 	}
 	return s
 }
@@ -326,7 +333,7 @@ func readProc(pid int, boot time.Time) (*proc, error) {
 	num := func(i int) int { n, _ := strconv.Atoi(f[i-3]); return n } // i as proc(5) counts
 	u64 := func(i int) uint64 { n, _ := strconv.ParseUint(f[i-3], 10, 64); return n }
 	p := &proc{
-		pid: pid, comm: text[open+1 : shut], state: f[0], ppid: num(4), pgid: num(5), sid: num(6), utime: u64(14), stime: u64(15),
+		pid: pid, comm: text[open+1 : shut], state: f[0], ppid: num(4), pgid: num(5), sid: num(6), tpgid: num(8), utime: u64(14), stime: u64(15),
 		pri: num(18), nice: num(19), threads: num(20), vsz: u64(23) / 1024, rss: u64(24) * uint64(os.Getpagesize()) / 1024, psr: num(39),
 	}
 	p.start = boot.Add(time.Duration(u64(22)) * time.Second / ticksPerSecond)
@@ -340,6 +347,9 @@ func readProc(pid int, boot time.Time) (*proc, error) {
 		v := strings.Fields(line)
 		if len(v) < 3 {
 			continue
+		}
+		if v[0] == "VmLck:" && v[1] != "0" {
+			p.locked = true
 		}
 		a, _ := strconv.ParseUint(v[1], 10, 32)
 		b, _ := strconv.ParseUint(v[2], 10, 32)
