@@ -14,7 +14,7 @@ const (
 	// collected. The heap of an idle engine is small, so this costs a few
 	// megabytes during a burst.
 	percent = 400
-	every   = 2 * time.Second
+	every   = time.Second
 	// busy is the number of bytes allocated in one interval below which the
 	// process counts as idle.
 	busy = 256 << 10
