@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -200,8 +201,12 @@ func TestHostile(t *testing.T) {
 			{name: "d/"}, {name: "d/one", body: "1"}, {name: "d", link: "../outside", kind: tar.TypeSymlink}, {name: "d/canary", body: "x"},
 		}, true, ""},
 		"swap of a link's target": {[]e{
-			{name: "a/"}, {name: "b/"}, {name: "l", link: "a", kind: tar.TypeSymlink}, {name: "l/f", body: "1"},
-			{name: "l", link: "b", kind: tar.TypeSymlink}, {name: "l/f", body: "2"},
+			{name: "a/"},
+			{name: "b/"},
+			{name: "l", link: "a", kind: tar.TypeSymlink},
+			{name: "l/f", body: "1"},
+			{name: "l", link: "b", kind: tar.TypeSymlink},
+			{name: "l/f", body: "2"},
 		}, false, "a/ a/f=1 b/ b/f=2 l->b"},
 		"truncated": {nil, true, ""},
 	} {
@@ -365,7 +370,7 @@ func TestBounds(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Unpack(ctx, bytes.NewReader(makeTar(t, e{name: "x"})), j.fd, UnpackOptions{}); err != context.Canceled {
+	if _, err := Unpack(ctx, bytes.NewReader(makeTar(t, e{name: "x"})), j.fd, UnpackOptions{}); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -386,7 +387,7 @@ func (u *upperWalk) below(path string) (unix.Stat_t, bool) {
 	var st unix.Stat_t
 	for _, root := range u.lower {
 		fd, err := openStraight(root, path, unix.O_PATH|unix.O_NOFOLLOW)
-		if err == unix.ENOENT {
+		if errors.Is(err, unix.ENOENT) {
 			if u.hides(root, path) {
 				return st, false
 			}

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +40,7 @@ func (c *dirCache) open(p string) (dirRef, error) {
 	d := dirRef{path: p}
 	var err error
 	d.fd, err = openStraight(c.root, p, unix.O_PATH|unix.O_DIRECTORY)
-	if err == unix.ELOOP || err == unix.EXDEV {
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
 		if d.fd, err = openBelow(c.root, p, unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
 			d.path, err = c.canonical(d.fd)
 		}

@@ -159,7 +159,7 @@ func isSparse(h *tar.Header) bool {
 // node makes something that is not opened, by fn, and sets its owner and times.
 func (u *unpacker) node(at place, h *tar.Header, own Owner, fn func() error) error {
 	err := fn()
-	if err == unix.EEXIST {
+	if errors.Is(err, unix.EEXIST) {
 		if err := u.makeRoom(at); err != nil {
 			return err
 		}
@@ -238,7 +238,7 @@ func (u *unpacker) link(at place, h *tar.Header) error {
 	at.dir, at.base = to.fd, name
 	mk := func() error { return unix.Linkat(fromfd, base, at.dir, at.base, 0) }
 	err = mk()
-	if err == unix.EEXIST {
+	if errors.Is(err, unix.EEXIST) {
 		if err := u.makeRoom(at); err != nil {
 			return err
 		}
@@ -353,7 +353,7 @@ func (u *unpacker) displaceAll(fd int, path string, keep func(path string) bool)
 		at := place{fd, n, join(path, n)}
 		if keep != nil && keep(at.path) {
 			sub, err := unix.Openat(fd, n, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-			if err == unix.ENOTDIR || err == unix.ELOOP {
+			if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 				continue
 			}
 			if err != nil {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -128,7 +129,7 @@ func (p *packer) add(dir int, base, name, rel string, skip func(string) bool, de
 	}
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	if err != nil {
@@ -138,7 +139,7 @@ func (p *packer) add(dir int, base, name, rel string, skip func(string) bool, de
 		return p.file(dir, base, name, &st)
 	}
 	fd, err := openDirAt(dir, base)
-	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil // replaced meanwhile
 	}
 	if err != nil {
@@ -191,7 +192,7 @@ func (p *packer) file(dir int, base, name string, st *unix.Stat_t) error {
 		return p.regular(dir, base, name)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = readlinkAt(dir, base, st.Size); err == unix.ENOENT || err == unix.EINVAL {
+		if h.Linkname, err = readlinkAt(dir, base, st.Size); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 			return nil
 		} else if err != nil {
 			return pathError("read", name, err)
@@ -208,7 +209,7 @@ func (p *packer) file(dir int, base, name string, st *unix.Stat_t) error {
 		return nil // a socket lives with its process
 	}
 	x, err := readPathXattrs(procPath(dir) + "/" + base)
-	if err != nil && err != unix.ENOENT {
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return pathError("read attributes of", name, err)
 	}
 	putXattrs(h, x)
@@ -229,7 +230,7 @@ func (p *packer) remember(st *unix.Stat_t, name string) {
 // shrinks is filled up with zeros, one that grows is cut.
 func (p *packer) regular(dir int, base, name string) error {
 	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT || err == unix.ELOOP {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
 		return nil
 	}
 	if err != nil {

@@ -267,7 +267,7 @@ func (u *unpacker) parent(dir string) (dirRef, error) {
 	if err == nil {
 		return d, nil
 	}
-	if err != unix.ENOENT && err != unix.ENOTDIR {
+	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
 		return d, pathError("open", dir, err)
 	}
 	for i := 0; i <= len(dir); i++ {
@@ -327,7 +327,7 @@ func (u *unpacker) lowerDir(late *lateDir) bool {
 		}
 		fd, err := openStraight(root, late.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		_ = unix.Close(root)
-		if err == unix.ENOENT {
+		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
@@ -419,7 +419,7 @@ func (u *unpacker) finishDirs() error {
 			continue
 		}
 		seen[d.path] = struct{}{}
-		if err := u.finishDir(d); err != nil && err != unix.ENOENT && err != unix.ENOTDIR && err != unix.ELOOP {
+		if err := u.finishDir(d); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 			return pathError("set attributes of", d.path, err) // gone ones were replaced later on
 		}
 	}

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ func (u *unpacker) whiteout(dir, base string) error {
 	if err == nil {
 		return nil
 	}
-	if err != unix.EEXIST {
+	if !errors.Is(err, unix.EEXIST) {
 		return pathError("make whiteout", at.path, err)
 	}
 	var st unix.Stat_t

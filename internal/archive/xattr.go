@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"sort"
 	"strings"
 
@@ -50,7 +51,7 @@ func eachXattr(x map[string]string, set func(name string, value []byte) error) e
 	sort.Strings(names)
 	for _, n := range names {
 		err := set(n, []byte(x[n]))
-		if err == unix.ENOTSUP || err == unix.EPERM || err == unix.EINVAL && n != "security.capability" {
+		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) && n != "security.capability" {
 			continue
 		}
 		if err != nil {
@@ -83,11 +84,11 @@ func collectXattrs(list func([]byte) (int, error), get func(string, []byte) (int
 	var small [256]byte
 	buf := small[:]
 	n, err := list(buf)
-	if err == unix.ERANGE {
+	if errors.Is(err, unix.ERANGE) {
 		buf = make([]byte, maxXattr)
 		n, err = list(buf)
 	}
-	if err == unix.ENOTSUP || err == unix.ENODATA {
+	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENODATA) {
 		return nil, nil
 	}
 	if err != nil || n == 0 {
@@ -104,7 +105,7 @@ func collectXattrs(list func([]byte) (int, error), get func(string, []byte) (int
 			value = make([]byte, maxXattr)
 		}
 		m, err := get(name, value)
-		if err == unix.ENODATA || err == unix.ENOTSUP {
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 			continue
 		}
 		if err != nil {

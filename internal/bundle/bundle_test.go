@@ -163,12 +163,25 @@ func TestCommandLine(t *testing.T) {
 		code int
 		text string
 	}{
-		{nil, 0, "Usage:"}, {[]string{"--help"}, 0, "Usage:"}, {[]string{"--version"}, 0, "spec: 1.3.0"}, {[]string{"features"}, 0, `"ociVersionMin": "1.0.0"`},
-		{[]string{"list"}, 0, "ID   PID"}, {[]string{"list", "-f", "json"}, 0, "[]"}, {[]string{"list", "-f", "xml"}, 1, "invalid format"},
-		{[]string{"nonsense"}, 1, "no help topic"}, {[]string{"--nonsense"}, 1, "not defined"}, {[]string{"state"}, 1, "requires exactly 1"},
-		{[]string{"start", "a", "b"}, 1, "requires exactly 1"}, {[]string{"delete", "x"}, 1, "does not exist"}, {[]string{"delete", "x", "--force"}, 0, ""},
-		{[]string{"kill", "x", "TERM"}, 1, "does not exist"}, {[]string{"exec", "x", "y"}, 255, "does not exist"}, {[]string{"exec", "x"}, 255, "minimum of 2"},
-		{[]string{"checkpoint", "x"}, 1, "not supported"}, {[]string{"create", "../x"}, 1, "invalid container ID"}, {[]string{"create", "x"}, 1, "config.json not found"},
+		{nil, 0, "Usage:"},
+		{[]string{"--help"}, 0, "Usage:"},
+		{[]string{"--version"}, 0, "spec: 1.3.0"},
+		{[]string{"features"}, 0, `"ociVersionMin": "1.0.0"`},
+		{[]string{"list"}, 0, "ID   PID"},
+		{[]string{"list", "-f", "json"}, 0, "[]"},
+		{[]string{"list", "-f", "xml"}, 1, "invalid format"},
+		{[]string{"nonsense"}, 1, "no help topic"},
+		{[]string{"--nonsense"}, 1, "not defined"},
+		{[]string{"state"}, 1, "requires exactly 1"},
+		{[]string{"start", "a", "b"}, 1, "requires exactly 1"},
+		{[]string{"delete", "x"}, 1, "does not exist"},
+		{[]string{"delete", "x", "--force"}, 0, ""},
+		{[]string{"kill", "x", "TERM"}, 1, "does not exist"},
+		{[]string{"exec", "x", "y"}, 255, "does not exist"},
+		{[]string{"exec", "x"}, 255, "minimum of 2"},
+		{[]string{"checkpoint", "x"}, 1, "not supported"},
+		{[]string{"create", "../x"}, 1, "invalid container ID"},
+		{[]string{"create", "x"}, 1, "config.json not found"},
 		{[]string{"create", "--preserve-fds", "1", "x"}, 1, "--preserve-fds is not supported"},
 	}
 	for _, c := range cases {

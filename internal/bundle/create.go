@@ -115,7 +115,8 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		l.MountFD[i] = fd
 	}
 	for _, ns := range spec.Linux.Namespaces {
-		fd, err := -1, error(nil)
+		var fd int
+		var err error
 		switch {
 		case ns.Path != "":
 			fd, err = open(unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0))

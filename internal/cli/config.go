@@ -129,8 +129,11 @@ func (c *configFile) proxyEnv(host string) []string {
 	}
 	var env []string
 	for _, k := range [][2]string{
-		{"httpProxy", "HTTP_PROXY"}, {"httpsProxy", "HTTPS_PROXY"}, {"ftpProxy", "FTP_PROXY"},
-		{"noProxy", "NO_PROXY"}, {"allProxy", "ALL_PROXY"},
+		{"httpProxy", "HTTP_PROXY"},
+		{"httpsProxy", "HTTPS_PROXY"},
+		{"ftpProxy", "FTP_PROXY"},
+		{"noProxy", "NO_PROXY"},
+		{"allProxy", "ALL_PROXY"},
 	} {
 		if v := p[k[0]]; v != "" {
 			env = append(env, k[1]+"="+v, strings.ToLower(k[1])+"="+v)

@@ -2,9 +2,8 @@ package cli
 
 import (
 	"archive/tar"
-	"path"
-
 	"os"
+	"path"
 
 	"golang.org/x/sys/unix"
 )

@@ -443,8 +443,11 @@ func (o *containerOptions) health() (*container.HealthConfig, error) {
 		name string
 		v    time.Duration
 	}{
-		{"interval", o.healthInterval}, {"timeout", o.healthTimeout}, {"retries", time.Duration(o.healthRetries)},
-		{"start-period", o.healthStart}, {"start-interval", o.healthStartInterval},
+		{"interval", o.healthInterval},
+		{"timeout", o.healthTimeout},
+		{"retries", time.Duration(o.healthRetries)},
+		{"start-period", o.healthStart},
+		{"start-interval", o.healthStartInterval},
 	} {
 		if d.v < 0 {
 			return nil, fmt.Errorf("--health-%s cannot be negative", d.name)

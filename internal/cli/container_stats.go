@@ -38,6 +38,7 @@ func (r statsRow) Name() string {
 	}
 	return "--"
 }
+
 func (r statsRow) ID() string {
 	if r.full {
 		return r.id

@@ -77,8 +77,10 @@ func contextLsCmd(cli *CLI, c *cobra.Command) {
 			return err
 		}
 		found := current == defaultContext
-		rows := []contextRow{{name: defaultContext, description: "Current DOCKER_HOST based configuration",
-			endpoint: defaultMeta(cli).Endpoints["docker"].Host, current: current == defaultContext}}
+		rows := []contextRow{{
+			name: defaultContext, description: "Current DOCKER_HOST based configuration",
+			endpoint: defaultMeta(cli).Endpoints["docker"].Host, current: current == defaultContext,
+		}}
 		for _, m := range list {
 			found = found || m.Name == current
 			rows = append(rows, contextRow{name: m.Name, description: m.description(), endpoint: m.Endpoints["docker"].Host, current: m.Name == current})

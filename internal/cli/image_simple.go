@@ -127,9 +127,11 @@ func (r historyRow) ID() string {
 	}
 	return shortID(r.h.ID)
 }
+
 func (r historyRow) CreatedAt() string {
 	return time.Unix(r.h.Created, 0).Format(time.RFC3339)
 }
+
 func (r historyRow) CreatedSince() string {
 	if !r.human {
 		return r.CreatedAt()
@@ -139,6 +141,7 @@ func (r historyRow) CreatedSince() string {
 	}
 	return ago(time.Unix(r.h.Created, 0))
 }
+
 func (r historyRow) CreatedBy() string {
 	s := strings.ReplaceAll(r.h.CreatedBy, "\t", " ")
 	if r.full {
@@ -146,6 +149,7 @@ func (r historyRow) CreatedBy() string {
 	}
 	return ellipsis(s, 45)
 }
+
 func (r historyRow) Size() string {
 	if r.human {
 		return size3(float64(r.h.Size))

@@ -159,8 +159,10 @@ func networkConnectCmd(cli *CLI, c *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		return cl.JSON(c.Context(), client.Request{Method: http.MethodPost, Path: "/networks/" + args[0] + "/connect",
-			Body: network.ConnectRequest{Container: args[1], EndpointConfig: ep}}, nil)
+		return cl.JSON(c.Context(), client.Request{
+			Method: http.MethodPost, Path: "/networks/" + args[0] + "/connect",
+			Body: network.ConnectRequest{Container: args[1], EndpointConfig: ep},
+		}, nil)
 	}
 }
 
@@ -172,8 +174,10 @@ func networkDisconnectCmd(cli *CLI, c *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		return cl.JSON(c.Context(), client.Request{Method: http.MethodPost, Path: "/networks/" + args[0] + "/disconnect",
-			Body: network.DisconnectRequest{Container: args[1], Force: force}}, nil)
+		return cl.JSON(c.Context(), client.Request{
+			Method: http.MethodPost, Path: "/networks/" + args[0] + "/disconnect",
+			Body: network.DisconnectRequest{Container: args[1], Force: force},
+		}, nil)
 	}
 }
 

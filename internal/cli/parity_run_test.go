@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"berth.dev/berth/internal/stdmux"
 )
@@ -122,6 +123,12 @@ func (e *runEngine) attach(w http.ResponseWriter, r *http.Request, started chan 
 	}
 	_, _ = io.WriteString(out, "to stdout\n")
 	_, _ = io.WriteString(errOut, "to stderr\n")
+	// Input that nobody has read would turn the end into a reset.
+	if cw, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = cw.CloseWrite()
+		_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, _ = io.Copy(io.Discard, buf)
+	}
 }
 
 // TestRunParity runs containers in the fake engine with both programs.

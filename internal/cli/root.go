@@ -302,12 +302,14 @@ func (a *app) command(e entry, use, aliases, note string) *cobra.Command {
 }
 
 func (a *app) completion(root *cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: "completion", Short: "Generate the autocompletion script for the specified shell", Hidden: true,
+	c := &cobra.Command{
+		Use: "completion", Short: "Generate the autocompletion script for the specified shell", Hidden: true,
 		Long: "Generate the autocompletion script for " + program + " for the specified shell.\nSee each sub-command's help for details on how to use the generated script.",
 		Args: argsRule(0, 0), RunE: func(c *cobra.Command, _ []string) error {
 			fmt.Fprint(a.cli.Out, a.helpText(c))
 			return nil
-		}}
+		},
+	}
 	var plain bool
 	for _, shell := range []string{"bash", "fish", "powershell", "zsh"} {
 		use := shell + " [flags]"

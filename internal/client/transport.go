@@ -168,11 +168,11 @@ func (b *linkBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.rest.Read(p)
 	if err != nil {
-		if err != io.EOF && b.ctx.Err() != nil {
+		if !errors.Is(err, io.EOF) && b.ctx.Err() != nil {
 			err = b.ctx.Err()
 		}
 		b.err = err
-		b.finish(err == io.EOF && b.keep)
+		b.finish(errors.Is(err, io.EOF) && b.keep)
 	}
 	return n, err
 }

@@ -82,8 +82,13 @@ func TestMessagesGolden(t *testing.T) {
 		say("bind "+bind, err)
 	}
 	for _, m := range []mount.Mount{
-		{Type: mount.TypeBind}, {Type: mount.TypeBind, Target: "x"}, {Type: mount.TypeBind, Target: "/x"}, {Type: mount.TypeBind, Target: "/x", Source: "y"},
-		{Type: mount.TypeBind, Target: "/x", Source: "/no/such/dir"}, {Type: mount.TypeTmpfs, Target: "/x", Source: "/y"}, {Type: "odd", Target: "/x"},
+		{Type: mount.TypeBind},
+		{Type: mount.TypeBind, Target: "x"},
+		{Type: mount.TypeBind, Target: "/x"},
+		{Type: mount.TypeBind, Target: "/x", Source: "y"},
+		{Type: mount.TypeBind, Target: "/x", Source: "/no/such/dir"},
+		{Type: mount.TypeTmpfs, Target: "/x", Source: "/y"},
+		{Type: "odd", Target: "/x"},
 	} {
 		_, err := fromMount(m)
 		say(fmt.Sprintf("mount %s %s %s", m.Type, m.Source, m.Target), err)

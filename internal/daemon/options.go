@@ -149,13 +149,28 @@ func foreign() []option {
 		name, key string
 		isBool    bool
 	}{
-		{name: "containerd"}, {name: "containerd-namespace"}, {name: "containerd-plugins-namespace", key: "containerd-plugin-namespace"},
-		{name: "cri-containerd", isBool: true}, {name: "userland-proxy-path"}, {name: "swarm-default-advertise-addr"},
-		{name: "network-control-plane-mtu"}, {name: "network-diagnostic-port"}, {name: "metrics-addr"}, {name: "raw-logs", isBool: true},
-		{name: "node-generic-resource", key: "node-generic-resources"}, {name: "api-cors-header"},
-		{name: "allow-nondistributable-artifacts"}, {name: "builder"}, {name: "nri-opt", key: "nri-opts"},
-		{name: "deprecated-key-path"}, {name: "cluster-store"}, {name: "cluster-advertise"}, {name: "bridge-accept-fwmark"},
-		{name: "graph"}, {name: "disable-legacy-registry", isBool: true}, {name: "minimum-api-version"},
+		{name: "containerd"},
+		{name: "containerd-namespace"},
+		{name: "containerd-plugins-namespace", key: "containerd-plugin-namespace"},
+		{name: "cri-containerd", isBool: true},
+		{name: "userland-proxy-path"},
+		{name: "swarm-default-advertise-addr"},
+		{name: "network-control-plane-mtu"},
+		{name: "network-diagnostic-port"},
+		{name: "metrics-addr"},
+		{name: "raw-logs", isBool: true},
+		{name: "node-generic-resource", key: "node-generic-resources"},
+		{name: "api-cors-header"},
+		{name: "allow-nondistributable-artifacts"},
+		{name: "builder"},
+		{name: "nri-opt", key: "nri-opts"},
+		{name: "deprecated-key-path"},
+		{name: "cluster-store"},
+		{name: "cluster-advertise"},
+		{name: "bridge-accept-fwmark"},
+		{name: "graph"},
+		{name: "disable-legacy-registry", isBool: true},
+		{name: "minimum-api-version"},
 	} {
 		opts = append(opts, option{name: f.name, key: f.key, value: &ignored{isBool: f.isBool}, usage: "Accepted for compatibility; has no effect", hidden: true})
 	}

@@ -32,9 +32,15 @@ func TestKind(t *testing.T) {
 		err  error
 		want Kind
 	}{
-		{New(NotFound, "x"), NotFound}, {fmt.Errorf("a: %w", New(Conflict, "x")), Conflict}, {io.EOF, Internal}, {nil, Internal},
-		{Wrap(Invalid, New(NotFound, "x"), "outermost counts"), Invalid}, {context.Canceled, Canceled}, {fmt.Errorf("a: %w", context.Canceled), Canceled},
-		{Wrap(Unavailable, context.Canceled, ""), Unavailable}, {errors.Join(io.EOF, New(Forbidden, "x")), Forbidden},
+		{New(NotFound, "x"), NotFound},
+		{fmt.Errorf("a: %w", New(Conflict, "x")), Conflict},
+		{io.EOF, Internal},
+		{nil, Internal},
+		{Wrap(Invalid, New(NotFound, "x"), "outermost counts"), Invalid},
+		{context.Canceled, Canceled},
+		{fmt.Errorf("a: %w", context.Canceled), Canceled},
+		{Wrap(Unavailable, context.Canceled, ""), Unavailable},
+		{errors.Join(io.EOF, New(Forbidden, "x")), Forbidden},
 	} {
 		if got := KindOf(c.err); got != c.want {
 			t.Errorf("%v: %s, want %s", c.err, got, c.want)

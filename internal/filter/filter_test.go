@@ -50,8 +50,12 @@ func TestMatching(t *testing.T) {
 		v                         string
 		exact, match, fuzzy, glob bool
 	}{
-		{"abc", true, true, true, true}, {"abcd", false, true, true, false}, {"xyz", false, true, false, false}, {"x.z", true, true, true, true},
-		{"pq", false, true, false, true}, {"q", false, true, false, false}, // p* as an expression matches everything
+		{"abc", true, true, true, true},
+		{"abcd", false, true, true, false},
+		{"xyz", false, true, false, false},
+		{"x.z", true, true, true, true},
+		{"pq", false, true, false, true},
+		{"q", false, true, false, false}, // p* as an expression matches everything
 	} {
 		if a.Exact("k", c.v) != c.exact || a.Match("k", c.v) != c.match || a.Fuzzy("k", c.v) != c.fuzzy || a.Glob("k", c.v) != c.glob {
 			t.Errorf("%s: %v %v %v %v", c.v, a.Exact("k", c.v), a.Match("k", c.v), a.Fuzzy("k", c.v), a.Glob("k", c.v))

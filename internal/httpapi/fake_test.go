@@ -82,9 +82,11 @@ func (f *fake) Inspect(_ context.Context, ref string, _ bool) (container.Inspect
 func (f *fake) Top(context.Context, string, string) (container.TopResponse, error) {
 	return container.TopResponse{Titles: []string{"PID"}, Processes: [][]string{{"1"}}}, nil
 }
+
 func (f *fake) Changes(context.Context, string) ([]container.FilesystemChange, error) {
 	return nil, nil
 }
+
 func (f *fake) Stats(ctx context.Context, ref string, o StatsOptions, emit func(container.StatsResponse) error) error {
 	if err := known(ref); err != nil {
 		return err
@@ -159,6 +161,7 @@ func (f *fake) Export(_ context.Context, ref string, w io.Writer) error {
 	}
 	return nil
 }
+
 func (f *fake) Commit(_ context.Context, o CommitOptions) (string, error) {
 	return "sha256:" + fakeID, known(o.Ref)
 }
@@ -180,12 +183,14 @@ func (fakeControl) Prune(context.Context, filter.Args) (container.PruneReport, e
 func (f *fake) ExecCreate(_ context.Context, ref string, _ container.ExecCreateRequest) (string, error) {
 	return "e1", known(ref)
 }
+
 func (f *fake) ExecStart(ctx context.Context, id string, o ExecStartOptions, hijack func(bool) (Conn, error)) error {
 	if o.Detach {
 		return nil
 	}
 	return f.Attach(ctx, "web", AttachOptions{Stdin: true}, hijack)
 }
+
 func (f *fake) ExecInspect(context.Context, string) (container.ExecInspectResponse, error) {
 	code := 0
 	return container.ExecInspectResponse{ID: "e1", ExitCode: &code, ProcessConfig: &container.ExecProcessConfig{}}, nil
@@ -195,6 +200,7 @@ func (f *fake) ExecResize(context.Context, string, uint, uint) error { return ni
 func (f *fake) ArchiveStat(_ context.Context, ref, path string) (container.PathStat, error) {
 	return container.PathStat{Name: filepath.Base(path), Mode: 0o644, Size: 3}, known(ref)
 }
+
 func (f *fake) ArchiveGet(ctx context.Context, ref, path string, w func(container.PathStat) io.Writer) error {
 	st, err := f.ArchiveStat(ctx, ref, path)
 	if err != nil {
@@ -203,6 +209,7 @@ func (f *fake) ArchiveGet(ctx context.Context, ref, path string, w func(containe
 	_, err = w(st).Write(make([]byte, 1024))
 	return err
 }
+
 func (f *fake) ArchivePut(_ context.Context, ref, _ string, r io.Reader, _ ArchivePutOptions) error {
 	_, _ = io.Copy(io.Discard, r)
 	return known(ref)
@@ -213,6 +220,7 @@ type fakeImages struct{}
 func (fakeImages) List(context.Context, ImageListOptions) ([]image.Summary, error) {
 	return []image.Summary{{ID: "sha256:" + fakeID, RepoTags: []string{"lib/x:1"}, Size: 42, Created: 1700000000, Containers: 2, Descriptor: &ocispec.Descriptor{}}}, nil
 }
+
 func (fakeImages) Inspect(_ context.Context, ref string) (image.InspectResponse, error) {
 	if err := known(ref); err != nil {
 		return image.InspectResponse{}, errs.New(errs.NotFound, "No such image: %s", ref)
@@ -221,6 +229,7 @@ func (fakeImages) Inspect(_ context.Context, ref string) (image.InspectResponse,
 		ImageConfig: ocispec.ImageConfig{Cmd: []string{"sh"}},
 	}}, nil
 }
+
 func (fakeImages) History(context.Context, string) ([]image.HistoryResponseItem, error) {
 	return nil, nil
 }
@@ -228,9 +237,11 @@ func (fakeImages) Tag(context.Context, string, string, string) error { return ni
 func (fakeImages) Remove(_ context.Context, ref string, _ ImageRemoveOptions) ([]image.DeleteResponse, error) {
 	return []image.DeleteResponse{{Untagged: ref}}, nil
 }
+
 func (fakeImages) Prune(context.Context, filter.Args) (ImagePruneReport, error) {
 	return ImagePruneReport{SpaceReclaimed: 1}, nil
 }
+
 func (fakeImages) Load(_ context.Context, r io.Reader, _ ImageLoadOptions, p func(jsonstream.Message)) error {
 	n, _ := io.Copy(io.Discard, r)
 	p(jsonstream.Message{Stream: fmt.Sprintf("Loaded %d bytes\n", n)})
@@ -239,15 +250,18 @@ func (fakeImages) Load(_ context.Context, r io.Reader, _ ImageLoadOptions, p fun
 	}
 	return nil
 }
+
 func (fakeImages) Save(_ context.Context, refs []string, w io.Writer) error {
 	_, err := fmt.Fprint(w, refs)
 	return err
 }
+
 func (fakeImages) Import(_ context.Context, r io.Reader, _ ImageImportOptions, p func(jsonstream.Message)) (ImageID, error) {
 	_, err := io.Copy(io.Discard, r)
 	p(jsonstream.Message{Status: "sha256:" + fakeID})
 	return "sha256:" + fakeID, err
 }
+
 func (fakeImages) Pull(_ context.Context, o PullOptions, p func(jsonstream.Message)) error {
 	if o.Ref != "lib/x:1" && o.Ref != "docker.io/lib/x:1" {
 		return errs.New(errs.NotFound, "pull access denied for %s", o.Ref)
@@ -261,6 +275,7 @@ type fakeNetworks struct{}
 func (fakeNetworks) List(context.Context, filter.Args) ([]network.Inspect, error) {
 	return []network.Inspect{{Network: network.Network{Name: "none", ID: "n1", Driver: "null", Scope: "local"}}}, nil
 }
+
 func (fakeNetworks) Inspect(_ context.Context, ref string, _ NetworkInspectOptions) (network.Inspect, error) {
 	return network.Inspect{Network: network.Network{Name: ref}}, nil
 }

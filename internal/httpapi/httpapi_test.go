@@ -475,10 +475,13 @@ func benchHandler(b *testing.B, method, path, body string) {
 }
 
 func BenchmarkHandlerStart(b *testing.B) { benchHandler(b, "POST", "/v1.50/containers/web/start", "") }
-func BenchmarkHandlerWait(b *testing.B)  { benchHandler(b, "POST", "/v1.50/containers/web/wait", "") }
+
+func BenchmarkHandlerWait(b *testing.B) { benchHandler(b, "POST", "/v1.50/containers/web/wait", "") }
+
 func BenchmarkHandlerCreate(b *testing.B) {
 	benchHandler(b, "POST", "/v1.50/containers/create?name=a", createJSON)
 }
+
 func BenchmarkHandlerInspect(b *testing.B) {
 	benchHandler(b, "GET", "/v1.50/containers/web/json", "")
 }

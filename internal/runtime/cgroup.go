@@ -356,8 +356,10 @@ func (c *Cgroups) applyV1(g *Cgroup, r *specs.LinuxResources) error {
 			file string
 			list []specs.LinuxThrottleDevice
 		}{
-			{"blkio.throttle.read_bps_device", b.ThrottleReadBpsDevice}, {"blkio.throttle.write_bps_device", b.ThrottleWriteBpsDevice},
-			{"blkio.throttle.read_iops_device", b.ThrottleReadIOPSDevice}, {"blkio.throttle.write_iops_device", b.ThrottleWriteIOPSDevice},
+			{"blkio.throttle.read_bps_device", b.ThrottleReadBpsDevice},
+			{"blkio.throttle.write_bps_device", b.ThrottleWriteBpsDevice},
+			{"blkio.throttle.read_iops_device", b.ThrottleReadIOPSDevice},
+			{"blkio.throttle.write_iops_device", b.ThrottleWriteIOPSDevice},
 		} {
 			for _, d := range t.list {
 				add("blkio", t.file, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate))

@@ -25,8 +25,11 @@ type DevTree struct {
 const DefaultShmSize = 64 << 20
 
 var devLinks = [][2]string{
-	{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
-	{"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"},
+	{"/proc/self/fd", "fd"},
+	{"/proc/self/fd/0", "stdin"},
+	{"/proc/self/fd/1", "stdout"},
+	{"/proc/self/fd/2", "stderr"},
+	{"pts/ptmx", "ptmx"},
 }
 
 // DefaultDevices are the nodes that every container has (OCI runtime

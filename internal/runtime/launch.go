@@ -212,7 +212,7 @@ func (r *Runtime) Exec(l *Launch) (*Process, error) {
 	p := &plan{table: newTable(), l: l}
 	p.stage = StageProcess
 	p.call("dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
-	p.cgroups(r.Host)
+	p.cgroups()
 	p.stage = StageNamespace
 	if l.userNS() {
 		p.call("user", unix.SYS_SETNS, fdRoot, unix.CLONE_NEWUSER)
@@ -554,9 +554,8 @@ func makeInRoot(root int, p string, file bool) (int, error) {
 			cur = strings.TrimPrefix(cur, "/")
 			continue
 		}
-		dir := unix.AT_FDCWD
-		var err error
-		if dir, err = openInRoot(root, "/"+cur, unix.O_PATH|unix.O_DIRECTORY); err != nil {
+		dir, err := openInRoot(root, "/"+cur, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
 			return -1, err
 		}
 		var st unix.Stat_t

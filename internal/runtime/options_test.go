@@ -52,8 +52,15 @@ func TestWithin(t *testing.T) {
 		p, dir string
 		want   bool
 	}{
-		{"/proc", "/proc", true}, {"/proc/", "/proc", true}, {"/proc/x", "/proc", true}, {"/procx", "/proc", false},
-		{"/proc/../etc", "/proc", false}, {"/x/../proc", "/proc", true}, {"/a", "/", true}, {"/", "/", true}, {"/a/b", "/a/", true},
+		{"/proc", "/proc", true},
+		{"/proc/", "/proc", true},
+		{"/proc/x", "/proc", true},
+		{"/procx", "/proc", false},
+		{"/proc/../etc", "/proc", false},
+		{"/x/../proc", "/proc", true},
+		{"/a", "/", true},
+		{"/", "/", true},
+		{"/a/b", "/a/", true},
 	} {
 		if got := within(c.p, c.dir); got != c.want {
 			t.Errorf("%s within %s: %v", c.p, c.dir, got)

@@ -51,7 +51,7 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 	if s.Process == nil || len(s.Process.Args) == 0 {
 		return nil, &StartError{Stage: StageExec, Errno: unix.EINVAL, Msg: "no command specified"}
 	}
-	p.cgroups(host)
+	p.cgroups()
 	p.namespaces()
 	p.session()
 	p.openSources(host)
@@ -75,7 +75,7 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 // cgroups joins the v1 hierarchies. Writing 0 to "tasks" from the only thread
 // of the child skips the lock, and the grace period, that "cgroup.procs" takes.
 // A v2 cgroup is joined by the clone itself.
-func (p *plan) cgroups(host *Host) {
+func (p *plan) cgroups() {
 	p.stage = StageCgroup
 	zero := p.str("0")
 	for _, dir := range p.l.CgroupV1 {

@@ -76,9 +76,12 @@ func (b *box) reset() *specs.Spec {
 			MaskedPaths: append(DefaultMaskedPaths(), "/etc/none"), ReadonlyPaths: DefaultReadonlyPaths(),
 		},
 		Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}}, {Destination: "/dev", Type: "tmpfs"},
-			{Destination: "/dev/pts", Type: "devpts"}, {Destination: "/dev/shm", Type: "tmpfs", Options: []string{defaultShmOption}},
-			{Destination: "/dev/mqueue", Type: "mqueue", Options: []string{"nosuid"}}, {Destination: "/sys", Type: "sysfs", Options: []string{"ro"}},
+			{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs"},
+			{Destination: "/dev/pts", Type: "devpts"},
+			{Destination: "/dev/shm", Type: "tmpfs", Options: []string{defaultShmOption}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Options: []string{"nosuid"}},
+			{Destination: "/sys", Type: "sysfs", Options: []string{"ro"}},
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"ro", "nosuid"}},
 		},
 	}

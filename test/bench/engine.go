@@ -51,7 +51,7 @@ func (e *engine) boot() (time.Duration, error) {
 		case err := <-dead:
 			text, _ := os.ReadFile(filepath.Join(e.dir, "log"))
 			e.cmd = nil
-			return 0, fmt.Errorf("%s ended: %v: %s", e.name, err, last(text, 400))
+			return 0, fmt.Errorf("%s ended: %w: %s", e.name, err, last(text, 400))
 		default:
 		}
 		if time.Since(begin) > time.Minute {
@@ -145,7 +145,7 @@ func timed(p *place, env []string, name string, args ...string) (took time.Durat
 		if took = time.Since(begin); err != nil {
 			_, _ = file.Seek(0, 0)
 			_, _ = out.ReadFrom(file)
-			err = fmt.Errorf("%s %s: %v: %s", filepath.Base(name), strings.Join(args, " "), err, last(out.Bytes(), 300))
+			err = fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, last(out.Bytes(), 300))
 		}
 	}
 	if p != nil {

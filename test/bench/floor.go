@@ -38,7 +38,7 @@ func startFloor(dir, rootfs string, groups []string) (*floor, error) {
 		return nil, err
 	}
 	if out, err := exec.Command(cc, "-O2", "-static", "-o", bin, source).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("cannot compile: %v: %s", err, out)
+		return nil, fmt.Errorf("cannot compile: %w: %s", err, out)
 	}
 	if err := os.Mkdir(scratch, 0o700); err != nil {
 		return nil, err

@@ -22,8 +22,15 @@ func groups() []struct {
 		run  func(*bench) error
 	}{
 		// Loading comes first: what the others delete slows ext4 down for minutes.
-		{"load", (*bench).measureLoad}, {"boot", (*bench).measureBoot}, {"cycle", (*bench).measureCycle}, {"cli", (*bench).measureCLI}, {"exec", (*bench).measureExec},
-		{"remove", (*bench).measureRemove}, {"many", (*bench).measureMany}, {"logs", (*bench).measureLogs}, {"thousand", (*bench).measureThousand},
+		{"load", (*bench).measureLoad},
+		{"boot", (*bench).measureBoot},
+		{"cycle", (*bench).measureCycle},
+		{"cli", (*bench).measureCLI},
+		{"exec", (*bench).measureExec},
+		{"remove", (*bench).measureRemove},
+		{"many", (*bench).measureMany},
+		{"logs", (*bench).measureLogs},
+		{"thousand", (*bench).measureThousand},
 	}
 }
 

@@ -118,12 +118,15 @@ func (r *results) judge() {
 		what, measure string
 		limit         float64
 	}{
-		{"CLI run --rm, docker to berth", "cli run --rm", 18}, {"exec, docker to berth", "cli exec", 10},
-		{"stop -t 0, docker to berth", "cli stop -t 0", 12}, {"rm -f, docker to berth", "cli rm -f", 12},
+		{"CLI run --rm, docker to berth", "cli run --rm", 18},
+		{"exec, docker to berth", "cli exec", 10},
+		{"stop -t 0, docker to berth", "cli stop -t 0", 12},
+		{"rm -f, docker to berth", "cli rm -f", 12},
 		{"ps with 100 running, docker to berth", "cli ps, 100 running", 12},
 		{"ps with 100 running (API), docker to berth", "api ps, 100 running", 12},
 		{"many starts, 8 at a time, docker to berth", "many starts, each", 12},
-		{"load, docker to berth", "load", 4}, {"import, docker to berth", "import", 1},
+		{"load, docker to berth", "load", 4},
+		{"import, docker to berth", "import", 1},
 	} {
 		r.ratio(t.what, t.measure, "docker", "berth", 0.5, true, t.limit)
 	}

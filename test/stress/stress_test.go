@@ -3,6 +3,7 @@ package stress
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -151,7 +152,7 @@ func diskUsage(t *testing.T, dir string) (n int64) {
 		}
 		return nil
 	})
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
 	return n

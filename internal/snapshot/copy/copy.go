@@ -80,7 +80,7 @@ func (d *Driver) Prepare(ctx context.Context, key, parent string) error {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, d.active(name), unix.RENAME_NOREPLACE)
-	if err == unix.EEXIST {
+	if errors.Is(err, unix.EEXIST) {
 		return errs.New(errs.Conflict, "snapshot %s exists", key)
 	}
 	return err

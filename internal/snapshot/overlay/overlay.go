@@ -191,12 +191,12 @@ func (d *Driver) Commit(_ context.Context, name, key string) error {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, d.active(k), unix.AT_FDCWD, d.layer(n), unix.RENAME_NOREPLACE)
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		return nil
-	case unix.EEXIST:
+	case errors.Is(err, unix.EEXIST):
 		return errs.New(errs.Conflict, "snapshot %s exists", name)
-	case unix.ENOENT:
+	case errors.Is(err, unix.ENOENT):
 		return errs.New(errs.NotFound, "no such snapshot: %s", key)
 	}
 	return fmt.Errorf("cannot commit snapshot %s: %w", key, err)
