@@ -338,6 +338,13 @@ func (c *Client) withFilter(f *Filter) *Filter {
 	return f
 }
 
+// wantsFilter reports whether the keeper, a new one, does not have the filter
+// that a request names.
+func wantsFilter(err error) bool {
+	var f *Failure
+	return errors.As(err, &f) && f.Kind == KindFilter
+}
+
 // filterSent notes that the keeper has f: only an answer shows that.
 func (c *Client) filterSent(f *Filter) {
 	if f != nil {
@@ -349,8 +356,13 @@ func (c *Client) filterSent(f *Filter) {
 
 // Start starts a task. The descriptors stay the caller's.
 func (c *Client) Start(ctx context.Context, r *StartRequest, fds []int) (*StartReply, error) {
-	r.Filter = c.withFilter(r.Filter)
+	full := r.Filter
+	r.Filter = c.withFilter(full)
 	raw, got, err := c.call(ctx, "start", r, fds)
+	if wantsFilter(err) {
+		r.Filter = full
+		raw, got, err = c.call(ctx, "start", r, fds)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -405,8 +417,13 @@ func (c *Client) Hold(ctx context.Context, id string, term bool) error {
 
 // Exec starts one more process in a task.
 func (c *Client) Exec(ctx context.Context, r *ExecRequest, fds []int) (*StartReply, error) {
-	r.Filter = c.withFilter(r.Filter)
+	full := r.Filter
+	r.Filter = c.withFilter(full)
 	raw, got, err := c.call(ctx, "exec", r, fds)
+	if wantsFilter(err) {
+		r.Filter = full
+		raw, got, err = c.call(ctx, "exec", r, fds)
+	}
 	if err != nil {
 		return nil, err
 	}

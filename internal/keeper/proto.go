@@ -71,6 +71,7 @@ type Failure struct {
 const (
 	KindStart    = "start"    // the process could not be started; Stage, Errno, Path say why
 	KindNotFound = "notfound" // no such task or exec
+	KindFilter   = "filter"   // the seccomp filter must be sent with its code; nothing was done
 	KindState    = "state"    // not in this state (not running, running already)
 )
 

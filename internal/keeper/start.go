@@ -179,7 +179,7 @@ func (k *Keeper) filter(f *Filter) ([]byte, uint, error) {
 	}
 	have := k.filters[f.Key]
 	if have == nil {
-		return nil, 0, &Failure{Msg: "the seccomp filter is not known", Kind: KindNotFound}
+		return nil, 0, &Failure{Msg: "the seccomp filter is not known", Kind: KindFilter}
 	}
 	return have.Code, have.Flags, nil
 }
