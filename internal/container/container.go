@@ -155,6 +155,7 @@ type Options struct {
 type Service struct {
 	o      Options
 	keeper *keeper.Client
+	ready  chan struct{} // closed when keeper is set: exits may be told before that
 	host   *runtime.Host
 
 	mu    sync.RWMutex
@@ -219,7 +220,7 @@ func (s *Service) event(c *Container, action events.Action, extra ...string) {
 func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s := &Service{
 		o: o, byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{},
-		starting: make(chan struct{}, 4), cleanup: make(chan func(), 4096),
+		starting: make(chan struct{}, 4), cleanup: make(chan func(), 4096), ready: make(chan struct{}),
 	}
 	var err error
 	if s.host, err = runtime.ReadHost(); err != nil {
@@ -252,6 +253,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		return nil, err
 	}
 	s.keeper = kc
+	close(s.ready)
 	recovery{s}.reconcile(hello)
 	go recovery{s}.sweep(ctx)
 	return s, nil

@@ -14,6 +14,7 @@ import (
 
 // onExit is called by the keeper's client for every process that ended, in order.
 func (s *Service) onExit(e keeper.Exit) {
+	<-s.ready
 	if e.ExecID != "" {
 		Execs{s}.exited(e)
 		return
