@@ -163,12 +163,11 @@ type Service struct {
 	names map[string]ID
 	execs map[string]*Exec // by exec id
 
-	seccomp  filters
-	users    users
-	spares   spareDirs
-	starting chan struct{} // starts under way
-	cleanup  chan func()   // directories to remove, behind the reply
-	closing  atomic.Bool
+	seccomp filters
+	users   users
+	spares  spareDirs
+	cleanup chan func() // directories to remove, behind the reply
+	closing atomic.Bool
 }
 
 // dir is a container's own directory: log and network files.
@@ -220,7 +219,7 @@ func (s *Service) event(c *Container, action events.Action, extra ...string) {
 func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s := &Service{
 		o: o, byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{},
-		starting: make(chan struct{}, 4), cleanup: make(chan func(), 4096), ready: make(chan struct{}),
+		cleanup: make(chan func(), 4096), ready: make(chan struct{}),
 	}
 	var err error
 	if s.host, err = runtime.ReadHost(); err != nil {
