@@ -168,6 +168,9 @@ func setup(t *testing.T) (docker, berth, home, sock string, e *engine) {
 	t.Helper()
 	docker, err := exec.LookPath("docker")
 	if err != nil {
+		if os.Getenv("BERTH_TEST_STRICT") != "" {
+			t.Fatal("requires the docker command, version 28, in PATH")
+		}
 		t.Skip("requires the docker command, version 28, in PATH")
 	}
 	if out, err := exec.Command(docker, "--version").Output(); err != nil || !bytes.Contains(out, []byte("version 28.")) {

@@ -371,6 +371,9 @@ func TestExportBroken(t *testing.T) {
 func TestDockerCLI(t *testing.T) {
 	cli, err := exec.LookPath("docker")
 	if err != nil {
+		if os.Getenv("BERTH_TEST_STRICT") != "" {
+			t.Fatal("requires the docker CLI")
+		}
 		t.Skip("requires the docker CLI")
 	}
 	_, sock := serve(t)
