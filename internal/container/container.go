@@ -89,6 +89,8 @@ type Status struct {
 	FinishedAt   time.Time `json:"finishedAt,omitzero"`
 	RestartCount int       `json:"restartCount,omitempty"`
 	Stopped      bool      `json:"stopped,omitempty"` // stopped by a user: no restart
+
+	Health container.HealthStatus `json:"health,omitempty"` // "" for a container without a check
 }
 
 // Container is the live handle of one container.
@@ -112,6 +114,9 @@ type Container struct {
 	stopped chan struct{}            // closed at each exit, remade at start; under io
 	backoff time.Duration
 	retry   *time.Timer // a restart under way
+
+	prober *prober                          // checks the health of this run; under mu
+	health atomic.Pointer[container.Health] // the last results
 }
 
 // Record returns what the container is. It must not be changed.

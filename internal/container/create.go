@@ -6,7 +6,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -300,8 +299,6 @@ func merge(cfg *container.Config, img *image.Image) {
 	}
 }
 
-const minMemory = 6 << 20
-
 // validate refuses what cannot work, and fills the host configuration with the
 // daemon's defaults.
 func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warnings []string, err error) {
@@ -313,6 +310,9 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 		if !path.IsAbs(cfg.WorkingDir) {
 			return bad("the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
 		}
+	}
+	if err := validateHealth(cfg.Healthcheck); err != nil {
+		return nil, err
 	}
 	if cfg.StopSignal != "" {
 		if _, err := parseSignal(cfg.StopSignal); err != nil {
@@ -327,41 +327,8 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if len(cfg.Hostname) > 64 {
 		return bad("invalid hostname: %s: a hostname has at most 64 characters", cfg.Hostname)
 	}
-	if hc.Memory != 0 && hc.Memory < minMemory {
-		return bad("Minimum memory limit allowed is 6MB")
-	}
-	if hc.Memory > 0 && hc.MemorySwap > 0 && hc.MemorySwap < hc.Memory {
-		return bad("Minimum memoryswap limit should be larger than memory limit, see usage")
-	}
-	if hc.Memory == 0 && hc.MemorySwap > 0 {
-		return bad("You should always set the Memory limit when using Memoryswap limit, see usage")
-	}
-	if v := hc.MemorySwappiness; v != nil && (*v < -1 || *v > 100) {
-		return bad("Invalid value: %d, valid memory swappiness range is 0-100", *v)
-	}
-	if hc.MemoryReservation > 0 && hc.MemoryReservation < minMemory {
-		return bad("Minimum memory reservation allowed is 6MB")
-	}
-	if hc.Memory > 0 && hc.MemoryReservation > 0 && hc.Memory < hc.MemoryReservation {
-		return bad("Minimum memory limit can not be less than memory reservation limit, see usage")
-	}
-	if hc.BlkioWeight > 0 && (hc.BlkioWeight < 10 || hc.BlkioWeight > 1000) {
-		return bad("Range of blkio weight is from 10 to 1000")
-	}
-	if hc.NanoCPUs < 0 || hc.NanoCPUs > int64(runtime.NumCPU())*1e9 {
-		return bad("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
-	}
-	if hc.NanoCPUs > 0 && hc.CPUPeriod > 0 {
-		return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set")
-	}
-	if hc.NanoCPUs > 0 && hc.CPUQuota > 0 {
-		return bad("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
-	}
-	if hc.CPUPeriod != 0 && (hc.CPUPeriod < 1000 || hc.CPUPeriod > 1000000) {
-		return bad("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
-	}
-	if hc.CPUQuota > 0 && hc.CPUQuota < 1000 {
-		return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	if warnings, err = s.validateLimits(&hc.Resources, false); err != nil {
+		return nil, err
 	}
 	if hc.OomScoreAdj < -1000 || hc.OomScoreAdj > 1000 {
 		return bad("Invalid value %d, range for oom score adj is [-1000, 1000]", hc.OomScoreAdj)
@@ -478,9 +445,6 @@ func (s creator) fillDefaults(hc *container.HostConfig) {
 	}
 	if hc.RestartPolicy.Name == "" {
 		hc.RestartPolicy.Name = container.RestartPolicyDisabled
-	}
-	if hc.Memory > 0 && hc.MemorySwap == 0 {
-		hc.MemorySwap = 2 * hc.Memory
 	}
 	if hc.Runtime == "" {
 		hc.Runtime = d.Runtime

@@ -63,6 +63,13 @@ func (s Execs) ExecCreate(_ context.Context, ref string, req container.ExecCreat
 	if _, err := detachKeys(req.DetachKeys); err != nil {
 		return "", err
 	}
+	ex := s.newExec(c, req)
+	s.event(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(req.Cmd, " ")), "execID", ex.id)
+	return ex.id, nil
+}
+
+// newExec registers an exec of c.
+func (s Execs) newExec(c *Container, req container.ExecCreateRequest) *Exec {
 	ex := &Exec{id: string(newID()), c: c, req: req, done: make(chan struct{})}
 	c.io.Lock()
 	c.execs[ex.id] = ex
@@ -70,8 +77,7 @@ func (s Execs) ExecCreate(_ context.Context, ref string, req container.ExecCreat
 	s.mu.Lock()
 	s.execs[ex.id] = ex
 	s.mu.Unlock()
-	s.event(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(req.Cmd, " ")), "execID", ex.id)
-	return ex.id, nil
+	return ex
 }
 
 func (s Execs) exec(id string) (*Exec, error) {
@@ -287,11 +293,17 @@ func (s Execs) forgetExecLater(ex *Exec) {
 	ex.c.io.Lock()
 	delete(ex.c.execs, ex.id)
 	ex.c.io.Unlock()
-	time.AfterFunc(execKept, func() {
-		s.mu.Lock()
-		delete(s.execs, ex.id)
-		s.mu.Unlock()
-	})
+	time.AfterFunc(execKept, func() { s.forgetExec(ex) })
+}
+
+// forgetExec drops an exec that nobody can ask for any more.
+func (s Execs) forgetExec(ex *Exec) {
+	ex.c.io.Lock()
+	delete(ex.c.execs, ex.id)
+	ex.c.io.Unlock()
+	s.mu.Lock()
+	delete(s.execs, ex.id)
+	s.mu.Unlock()
 }
 
 // ExecInspect tells how an exec is.

@@ -49,6 +49,7 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 		st.Error = "the exit code was lost with the process's parent"
 	}
 	st.ExitCode, st.OOMKilled, st.FinishedAt = e.Code, e.OOM, e.At
+	c.unwatchHealth(&st)
 	restart := !s.closing.Load() && shouldRestart(r.HostConfig.RestartPolicy, &st)
 	if restart {
 		st.Phase = Restarting

@@ -38,7 +38,7 @@ func (s Views) Inspect(ctx context.Context, ref string, size bool) (container.In
 		State: &container.State{
 			Status: st.Phase.api(), Running: st.Phase.Running() || st.Phase == Restarting, Paused: st.Phase == Paused,
 			Restarting: st.Phase == Restarting, OOMKilled: st.OOMKilled, Dead: st.Phase == Dead, Pid: st.Pid, ExitCode: st.ExitCode,
-			Error: st.Error, StartedAt: apiTime(st.StartedAt), FinishedAt: apiTime(st.FinishedAt),
+			Error: st.Error, StartedAt: apiTime(st.StartedAt), FinishedAt: apiTime(st.FinishedAt), Health: c.healthOf(st),
 		},
 		NetworkSettings: &container.NetworkSettings{Ports: network.PortMap{}, Networks: s.endpoints(r, st)},
 	}

@@ -87,6 +87,10 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 			continue
 		}
 		sum := s.summary(r, st)
+		sum.Health = &container.HealthSummary{Status: st.healthStatus()}
+		if h := c.health.Load(); h != nil && st.Health != "" {
+			sum.Health.FailingStreak = h.FailingStreak
+		}
 		if o.Size {
 			sum.SizeRw, sum.SizeRootFs = s.size(ctx, r)
 		}
@@ -116,7 +120,7 @@ func matches(f filter.Args, r *Record, st *Status) bool {
 	if !f.Exact("status", string(st.Phase)) || !f.Labels("label", r.Config.Labels) || !f.Fuzzy("id", string(r.ID)) {
 		return false
 	}
-	if f.Has("health") && !f.Exact("health", "none") {
+	if !f.Exact("health", string(st.healthStatus())) {
 		return false
 	}
 	if !f.Match("name", r.Name) && !f.Match("name", "/"+r.Name) {
@@ -238,7 +242,15 @@ func (s Views) endpoints(r *Record, st *Status) map[string]*network.EndpointSett
 func statusText(st *Status) string {
 	switch st.Phase {
 	case Running:
-		return "Up " + units.HumanDuration(time.Since(st.StartedAt))
+		up := "Up " + units.HumanDuration(time.Since(st.StartedAt))
+		switch st.Health {
+		case "", container.NoHealthcheck:
+			return up
+		case container.Starting:
+			return up + " (health: starting)"
+		default:
+			return up + " (" + string(st.Health) + ")"
+		}
 	case Paused:
 		return "Up " + units.HumanDuration(time.Since(st.StartedAt)) + " (Paused)"
 	case Restarting:

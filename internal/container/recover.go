@@ -51,6 +51,9 @@ func (s recovery) reconcile(h *keeper.Hello) {
 			if st != *c.Status() {
 				_ = s.save(c, st)
 			}
+			if st.Phase == Running {
+				Execs(s).watchHealth(c)
+			}
 		}
 		c.mu.Unlock()
 		if t.Exit != nil {

@@ -171,10 +171,18 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		Phase: Running, Pid: reply.Pid, ProcStart: reply.StartTime, Cgroup: reply.Cgroup,
 		StartedAt: reply.At.UTC(), FinishedAt: c.Status().FinishedAt, RestartCount: c.Status().RestartCount,
 	}
+	checked := healthTest(r.Config) != nil
+	if checked {
+		st.Health = container.Starting
+		c.restartHealth()
+	}
 	if err := s.save(c, st); err != nil {
 		return err
 	}
 	s.event(c, events.ActionStart)
+	if checked {
+		Execs{s}.watchHealth(c)
+	}
 
 	// 8. Clients that attached while it started.
 	c.io.Lock()

@@ -271,9 +271,13 @@ func (s *Service) freeze(ctx context.Context, ref string, frozen bool) error {
 	action := events.ActionUnPause
 	if frozen {
 		st.Phase, action = Paused, events.ActionPause
+		c.unwatchHealth(&st)
 	}
 	if err := s.save(c, st); err != nil {
 		return err
+	}
+	if !frozen {
+		Execs{s}.watchHealth(c)
 	}
 	s.event(c, action)
 	return nil
