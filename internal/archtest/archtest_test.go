@@ -29,11 +29,11 @@ var layers = [][]string{
 	// 1, vocabulary: no I/O
 	{"ref", "oci", "filter", "stdmux"},
 	// 2, mechanisms: each usable alone, none knows a service
-	{"state", "content", "archive", "snapshot", "distribution", "runtime", "bundle", "keeper", "logs", "events"},
+	{"state", "content", "archive", "snapshot", "distribution", "runtime", "bundle", "keeper", "logs", "events", "plugin"},
 	// 3, services
 	{"volume", "network", "image", "container", "build", "system"},
 	// 4, edges
-	{"httpapi", "registryd", "client", "cli"},
+	{"httpapi", "authz", "registryd", "client", "cli"},
 	// 5, the engine as a process
 	{"daemon"},
 }
@@ -55,6 +55,7 @@ var sameLayer = map[string]string{
 	"system → network":           "counts",
 	"system → volume":            "disk usage",
 	"cli → client":               "the command line is a client of the API",
+	"authz → httpapi":            "it answers what the API asks",
 }
 
 // lean programs hold memory for every container, or start for every command:

@@ -162,6 +162,7 @@ type Service struct {
 	keeper *keeper.Client
 	ready  chan struct{} // closed when keeper is set: exits may be told before that
 	host   *runtime.Host
+	def    atomic.Pointer[Defaults]
 
 	mu    sync.RWMutex
 	byID  map[ID]*Container
@@ -230,12 +231,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	if s.host, err = runtime.ReadHost(); err != nil {
 		return nil, err
 	}
-	if s.o.Defaults.CgroupNS == "" {
-		s.o.Defaults.CgroupNS = container.CgroupnsModeHost
-		if s.v2() {
-			s.o.Defaults.CgroupNS = container.CgroupnsModePrivate
-		}
-	}
+	s.SetDefaults(o.Defaults)
 	if err := os.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o710); err != nil {
 		return nil, err
 	}
@@ -261,6 +257,17 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	recovery{s}.reconcile(hello)
 	go recovery{s}.sweep(ctx)
 	return s, nil
+}
+
+// SetDefaults gives the containers that come other defaults.
+func (s *Service) SetDefaults(d Defaults) {
+	if d.CgroupNS == "" {
+		d.CgroupNS = container.CgroupnsModeHost
+		if s.v2() {
+			d.CgroupNS = container.CgroupnsModePrivate
+		}
+	}
+	s.def.Store(&d)
 }
 
 // Close gives up the connection to the keeper. Containers run on.

@@ -285,6 +285,9 @@ func merge(cfg *container.Config, img *image.Image) {
 	if cfg.WorkingDir == "" {
 		cfg.WorkingDir = ic.WorkingDir
 	}
+	if len(cfg.Volumes) == 0 {
+		cfg.Volumes = nil // as it is shown
+	}
 	for v := range ic.Volumes {
 		if cfg.Volumes == nil {
 			cfg.Volumes = map[string]struct{}{}
@@ -339,17 +342,8 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if hc.AutoRemove && !hc.RestartPolicy.IsNone() {
 		return bad("can't create 'AutoRemove' container with restart policy")
 	}
-	switch hc.RestartPolicy.Name {
-	case "", container.RestartPolicyDisabled, container.RestartPolicyAlways, container.RestartPolicyUnlessStopped:
-		if hc.RestartPolicy.MaximumRetryCount > 0 {
-			return bad("invalid restart policy: maximum retry count can only be used with 'on-failure'")
-		}
-	case container.RestartPolicyOnFailure:
-		if hc.RestartPolicy.MaximumRetryCount < 0 {
-			return bad("invalid restart policy: maximum retry count cannot be negative")
-		}
-	default:
-		return bad("invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", hc.RestartPolicy.Name)
+	if err := validateRestart(hc.RestartPolicy); err != nil {
+		return nil, err
 	}
 	if !hc.IpcMode.Valid() {
 		return bad("invalid IPC mode: %s", hc.IpcMode)
@@ -366,7 +360,7 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if !hc.CgroupnsMode.Valid() {
 		return bad("invalid CGROUP mode: %s", hc.CgroupnsMode)
 	}
-	if hc.Runtime != "" && hc.Runtime != s.o.Defaults.Runtime && hc.Runtime != "io.containerd.runc.v2" && hc.Runtime != "runc" {
+	if hc.Runtime != "" && hc.Runtime != s.def.Load().Runtime && hc.Runtime != "io.containerd.runc.v2" && hc.Runtime != "runc" {
 		return bad("unknown or invalid runtime name: %s", hc.Runtime)
 	}
 	switch m := hc.NetworkMode; {
@@ -389,12 +383,12 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 		warnings = append(warnings, "Published ports are discarded: this engine has no bridge network yet, the container is reachable by --network host only")
 	}
 	if hc.LogConfig.Type == "" {
-		hc.LogConfig.Type = s.o.Defaults.LogDriver
+		hc.LogConfig.Type = s.def.Load().LogDriver
 		if hc.LogConfig.Type == "" {
 			hc.LogConfig.Type = "json-file"
 		}
 		if len(hc.LogConfig.Config) == 0 {
-			hc.LogConfig.Config = s.o.Defaults.LogOpts
+			hc.LogConfig.Config = s.def.Load().LogOpts
 		}
 	}
 	if hc.LogConfig.Config == nil {
@@ -424,7 +418,7 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 
 // fillDefaults writes what Docker's inspect shows for what was not asked for.
 func (s creator) fillDefaults(hc *container.HostConfig) {
-	d := s.o.Defaults
+	d := s.def.Load()
 	if hc.ShmSize == 0 {
 		hc.ShmSize = d.ShmSize
 		if hc.ShmSize == 0 {

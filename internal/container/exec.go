@@ -206,13 +206,13 @@ func (s Execs) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, e
 	}
 	rec.Config, rec.HostConfig = &cfg, &hc
 	rec.Path, rec.Args = ex.req.Cmd[0], ex.req.Cmd[1:]
-	p, err := buildProcess(&rec, specInput{user: id, defaults: s.o.Defaults, caps: s.caps()})
+	p, err := buildProcess(&rec, specInput{user: id, defaults: *s.def.Load(), caps: s.caps()})
 	if err != nil {
 		return nil, err
 	}
 	req := &keeper.ExecRequest{ID: string(r.ID), ExecID: ex.id, Process: p, Stdin: ex.req.AttachStdin}
 	if !privileged {
-		if req.Filter, err = s.seccomp.of(r, &specs.Spec{Process: p}, s.o.Defaults.Seccomp); err != nil {
+		if req.Filter, err = s.seccomp.of(r, &specs.Spec{Process: p}, s.def.Load().Seccomp); err != nil {
 			return nil, err
 		}
 	}

@@ -256,6 +256,9 @@ func (c *Container) healthOf(st *Status) *container.Health {
 	if h := c.health.Load(); h != nil {
 		*out = *h
 	}
+	if out.Log == nil {
+		out.Log = []*container.HealthcheckResult{}
+	}
 	out.Status = st.Health
 	return out
 }

@@ -1,7 +1,6 @@
 package container
 
 import (
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -148,23 +147,10 @@ func hostDevices() []specs.LinuxDevice {
 	return list
 }
 
-// resources turns the API's limits into the specification's.
-func resources(r *container.Resources) (*specs.LinuxMemory, *specs.LinuxCPU, *specs.LinuxPids, *specs.LinuxBlockIO) {
-	mem := &specs.LinuxMemory{}
-	if r.Memory > 0 {
-		mem.Limit = &r.Memory
-	}
-	if r.MemoryReservation > 0 {
-		mem.Reservation = &r.MemoryReservation
-	}
-	if r.MemorySwap != 0 {
-		mem.Swap = &r.MemorySwap
-	}
-	if r.MemorySwappiness != nil && *r.MemorySwappiness >= 0 {
-		v := uint64(*r.MemorySwappiness)
-		mem.Swappiness = &v
-	}
-	mem.DisableOOMKiller = r.OomKillDisable
+// resources turns the API's limits into the specification's. Paths of devices
+// are looked up now: their numbers may change from start to start.
+func resources(r *container.Resources, out *specs.LinuxResources) error {
+	out.Memory = memoryResources(r)
 	cpu := &specs.LinuxCPU{Cpus: r.CpusetCpus, Mems: r.CpusetMems}
 	if r.CPUShares > 0 {
 		v := uint64(r.CPUShares)
@@ -188,36 +174,69 @@ func resources(r *container.Resources) (*specs.LinuxMemory, *specs.LinuxCPU, *sp
 	if r.CPURealtimeRuntime != 0 {
 		cpu.RealtimeRuntime = &r.CPURealtimeRuntime
 	}
-	var pids *specs.LinuxPids
+	out.CPU = cpu
 	if r.PidsLimit != nil && *r.PidsLimit != 0 {
-		n := *r.PidsLimit
-		if n < 0 {
-			n = math.MaxInt64
-		}
-		if n == math.MaxInt64 {
-			n = -1
-		}
-		pids = &specs.LinuxPids{Limit: &n}
+		n := pidsLimit(*r.PidsLimit)
+		out.Pids = &specs.LinuxPids{Limit: &n}
 	}
 	io := &specs.LinuxBlockIO{}
 	if r.BlkioWeight > 0 {
 		io.Weight = &r.BlkioWeight
 	}
-	io.ThrottleReadBpsDevice, io.ThrottleWriteBpsDevice = throttle(r.BlkioDeviceReadBps), throttle(r.BlkioDeviceWriteBps)
-	io.ThrottleReadIOPSDevice, io.ThrottleWriteIOPSDevice = throttle(r.BlkioDeviceReadIOps), throttle(r.BlkioDeviceWriteIOps)
-	return mem, cpu, pids, io
+	out.BlockIO = io
+	for _, d := range r.BlkioWeightDevice {
+		major, minor, err := deviceNumber(d.Path)
+		if err != nil {
+			return err
+		}
+		w := specs.LinuxWeightDevice{Weight: &d.Weight}
+		w.Major, w.Minor = major, minor
+		io.WeightDevice = append(io.WeightDevice, w)
+	}
+	for _, t := range []struct {
+		from []*blkiodev.ThrottleDevice
+		to   *[]specs.LinuxThrottleDevice
+	}{
+		{r.BlkioDeviceReadBps, &io.ThrottleReadBpsDevice}, {r.BlkioDeviceWriteBps, &io.ThrottleWriteBpsDevice},
+		{r.BlkioDeviceReadIOps, &io.ThrottleReadIOPSDevice}, {r.BlkioDeviceWriteIOps, &io.ThrottleWriteIOPSDevice},
+	} {
+		for _, d := range t.from {
+			major, minor, err := deviceNumber(d.Path)
+			if err != nil {
+				return err
+			}
+			x := specs.LinuxThrottleDevice{Rate: d.Rate}
+			x.Major, x.Minor = major, minor
+			*t.to = append(*t.to, x)
+		}
+	}
+	return nil
 }
 
-func throttle(list []*blkiodev.ThrottleDevice) []specs.LinuxThrottleDevice {
-	var out []specs.LinuxThrottleDevice
-	for _, d := range list {
-		var st unix.Stat_t
-		if unix.Stat(d.Path, &st) != nil {
-			continue
-		}
-		t := specs.LinuxThrottleDevice{Rate: d.Rate}
-		t.Major, t.Minor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
-		out = append(out, t)
+func memoryResources(r *container.Resources) *specs.LinuxMemory {
+	mem := &specs.LinuxMemory{}
+	if r.Memory > 0 {
+		mem.Limit = &r.Memory
 	}
-	return out
+	if r.MemoryReservation > 0 {
+		mem.Reservation = &r.MemoryReservation
+	}
+	if r.MemorySwap != 0 {
+		mem.Swap = &r.MemorySwap
+	}
+	if r.MemorySwappiness != nil && *r.MemorySwappiness >= 0 {
+		v := uint64(*r.MemorySwappiness)
+		mem.Swappiness = &v
+	}
+	mem.DisableOOMKiller = r.OomKillDisable
+	return mem
+}
+
+// deviceNumber looks up the device of a limit, in Docker's words when it is not there.
+func deviceNumber(path string) (major, minor int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, 0, errs.New(errs.Invalid, "stat %s: %v", path, err)
+	}
+	return int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)), nil
 }

@@ -53,7 +53,9 @@ func buildSpec(r *Record, in specInput) (*specs.Spec, error) {
 	if err := addDevices(s, hc); err != nil {
 		return nil, err
 	}
-	s.Linux.Resources.Memory, s.Linux.Resources.CPU, s.Linux.Resources.Pids, s.Linux.Resources.BlockIO = resources(&hc.Resources)
+	if err := resources(&hc.Resources, s.Linux.Resources); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

@@ -17,7 +17,6 @@ import (
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/keeper"
 	"berth.dev/berth/internal/linux"
-	"berth.dev/berth/internal/logs"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/undo"
 )
@@ -122,7 +121,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}
 
 	// 4. The specification.
-	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: s.o.Defaults, cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps()}); err != nil {
+	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: *s.def.Load(), cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps()}); err != nil {
 		return err
 	}
 	for i, m := range req.Spec.Mounts {
@@ -135,12 +134,12 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		}
 		req.MountFD[i] = give(fd)
 	}
-	if req.Filter, err = s.seccomp.of(r, req.Spec, s.o.Defaults.Seccomp); err != nil {
+	if req.Filter, err = s.seccomp.of(r, req.Spec, s.def.Load().Seccomp); err != nil {
 		return err
 	}
 	hc := r.HostConfig
 	req.Parent, req.Stdin, req.StdinOnce = hc.CgroupParent, r.Config.OpenStdin, r.Config.StdinOnce
-	req.Init = hc.Init != nil && *hc.Init || hc.Init == nil && s.o.Defaults.Init
+	req.Init = hc.Init != nil && *hc.Init || hc.Init == nil && s.def.Load().Init
 	req.Devices = len(hc.Devices) > 0 || hc.Privileged
 	if req.Log, err = l.logSpec(r); err != nil {
 		return err
@@ -324,45 +323,6 @@ func (s launcher) openSource(r *Record, m specs.Mount) (int, error) {
 	return -1, errs.New(errs.Invalid, "invalid mount config for type %q: cannot bind %s: %v", mount.TypeBind, m.Source, err)
 }
 
-// logSpec says where the output goes; nil for nowhere.
-func (s launcher) logSpec(r *Record) (*keeper.LogSpec, error) {
-	lc := r.HostConfig.LogConfig
-	if lc.Type == "none" {
-		return nil, nil
-	}
-	opts, err := logs.ParseOptions(lc.Config)
-	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "failed to create task for container: failed to initialize logging driver")
-	}
-	attrs := logAttrs(r, lc.Config)
-	return &keeper.LogSpec{Driver: lc.Type, Path: s.logPath(r.ID), MaxSize: opts.MaxSize, MaxFile: opts.MaxFile, Compress: opts.Compress, Attrs: attrs}, nil
-}
-
-func (s *Service) logPath(id ID) string {
-	return filepath.Join(s.dir(id), string(id)+"-json.log")
-}
-
-// logAttrs picks the labels and variables that --log-opt labels= and env= name.
-func logAttrs(r *Record, opts map[string]string) map[string]string {
-	attrs := map[string]string{}
-	for _, k := range strings.Split(opts["labels"], ",") {
-		if v, ok := r.Config.Labels[strings.TrimSpace(k)]; ok {
-			attrs[strings.TrimSpace(k)] = v
-		}
-	}
-	for _, k := range strings.Split(opts["env"], ",") {
-		for _, e := range r.Config.Env {
-			if name, v, _ := strings.Cut(e, "="); k != "" && name == strings.TrimSpace(k) {
-				attrs[name] = v
-			}
-		}
-	}
-	if len(attrs) == 0 {
-		return nil
-	}
-	return attrs
-}
-
 // netDir is the directory of the container whose network files are shown.
 func (s *Service) netDir(r *Record) string {
 	if m := r.HostConfig.NetworkMode; m.IsContainer() {
@@ -403,7 +363,7 @@ func (s launcher) writeNetFiles(r *Record) error {
 	if err := write("hosts", hosts.String()); err != nil {
 		return err
 	}
-	return write("resolv.conf", resolvConf(r.HostConfig, s.o.Defaults.DNS))
+	return write("resolv.conf", resolvConf(r.HostConfig, s.def.Load().DNS))
 }
 
 // rewrite makes the content of a small file text, in place: the file may be

@@ -2,7 +2,10 @@ package container
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -20,33 +23,39 @@ func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig)
 	if err != nil {
 		return none, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := *c.Record()
-	hc := *r.HostConfig
-	if u.RestartPolicy.Name != "" {
-		if hc.AutoRemove && !u.RestartPolicy.IsNone() {
-			return none, errs.New(errs.Invalid, "Restart policy cannot be updated because AutoRemove is enabled for the container")
-		}
-		hc.RestartPolicy = u.RestartPolicy
+	warnings, err := creator(s).validateLimits(&u.Resources, true)
+	if err == nil {
+		err = validateRestart(u.RestartPolicy)
 	}
-	mergeLimits(&hc.Resources, &u.Resources)
-	if hc.Memory > 0 && hc.MemorySwap > 0 && hc.MemorySwap < hc.Memory {
-		if u.MemorySwap == 0 {
-			return none, errs.New(errs.Conflict, "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
-		}
-		return none, errs.New(errs.Invalid, "Minimum memoryswap limit should be larger than memory limit, see usage")
-	}
-	cfg := *r.Config
-	warnings, err := creator(s).validate(&cfg, &hc)
 	if err != nil {
 		return none, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := *c.Record()
+	cannot := func(kind errs.Kind, err error) (container.UpdateResponse, error) {
+		return none, errs.Wrap(kind, err, "Cannot update container "+string(r.ID))
+	}
+	if p := c.Status().Phase; p == Removing || p == Dead {
+		return cannot(errs.Conflict, errors.New(`container is marked for removal and cannot be "update"`))
+	}
+	hc := *r.HostConfig
+	if err := mergeLimits(&hc.Resources, &u.Resources); err != nil {
+		return cannot(errs.Conflict, err)
+	}
+	if u.RestartPolicy.Name != "" {
+		if hc.AutoRemove && !u.RestartPolicy.IsNone() {
+			return cannot(errs.Conflict, errors.New("Restart policy cannot be updated because AutoRemove is enabled for the container")) //nolint:staticcheck // Docker's words
+		}
+		hc.RestartPolicy = u.RestartPolicy
+	}
 	if c.Status().Phase.Running() {
 		lr := &specs.LinuxResources{}
-		lr.Memory, lr.CPU, lr.Pids, lr.BlockIO = resources(&hc.Resources)
+		if err := resources(&hc.Resources, lr); err != nil {
+			return cannot(errs.Invalid, err)
+		}
 		if err := s.keeper.Update(ctx, &keeper.Target{ID: string(r.ID), Limits: lr}); err != nil {
-			return none, errs.Wrap(errs.Internal, err, "Cannot update container "+string(r.ID))
+			return cannot(errs.Internal, fmt.Errorf("runc did not terminate successfully: exit status 1: %w: unknown", err))
 		}
 	}
 	r.HostConfig = &hc
@@ -61,8 +70,22 @@ func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig)
 	return container.UpdateResponse{Warnings: warnings}, nil
 }
 
-// mergeLimits puts what u sets over what is.
-func mergeLimits(to, u *container.Resources) {
+// mergeLimits puts what u sets over what is. Two ways to say the same of the
+// processors exclude each other, as at create.
+func mergeLimits(to, u *container.Resources) error {
+	conflict := func(text string) error { return errors.New("Conflicting options: " + text + " has already been set") } //nolint:staticcheck // Docker's words
+	switch {
+	case u.NanoCPUs > 0 && to.CPUPeriod > 0:
+		return conflict("Nano CPUs cannot be updated as CPU Period")
+	case u.NanoCPUs > 0 && to.CPUQuota > 0:
+		return conflict("Nano CPUs cannot be updated as CPU Quota")
+	case u.CPUPeriod > 0 && to.NanoCPUs > 0:
+		return conflict("CPU Period cannot be updated as NanoCPUs")
+	case u.CPUQuota > 0 && to.NanoCPUs > 0:
+		return conflict("CPU Quota cannot be updated as NanoCPUs")
+	case u.Memory != 0 && u.Memory > to.MemorySwap && u.MemorySwap == 0:
+		return errors.New("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time") //nolint:staticcheck // Docker's words
+	}
 	set := func(dst *int64, v int64) {
 		if v != 0 {
 			*dst = v
@@ -74,12 +97,7 @@ func mergeLimits(to, u *container.Resources) {
 	set(&to.CPUShares, u.CPUShares)
 	set(&to.CPURealtimePeriod, u.CPURealtimePeriod)
 	set(&to.CPURealtimeRuntime, u.CPURealtimeRuntime)
-	if u.NanoCPUs != 0 {
-		to.NanoCPUs, to.CPUPeriod, to.CPUQuota = u.NanoCPUs, 0, 0
-	}
-	if u.CPUPeriod != 0 || u.CPUQuota != 0 {
-		to.NanoCPUs = 0
-	}
+	set(&to.NanoCPUs, u.NanoCPUs)
 	set(&to.CPUPeriod, u.CPUPeriod)
 	set(&to.CPUQuota, u.CPUQuota)
 	if u.BlkioWeight != 0 {
@@ -94,6 +112,21 @@ func mergeLimits(to, u *container.Resources) {
 	if u.PidsLimit != nil {
 		to.PidsLimit = u.PidsLimit
 	}
+	if len(u.BlkioWeightDevice) > 0 {
+		to.BlkioWeightDevice = u.BlkioWeightDevice
+	}
+	for _, x := range []struct{ to, u *[]*blkiodev.ThrottleDevice }{
+		{&to.BlkioDeviceReadBps, &u.BlkioDeviceReadBps}, {&to.BlkioDeviceWriteBps, &u.BlkioDeviceWriteBps},
+		{&to.BlkioDeviceReadIOps, &u.BlkioDeviceReadIOps}, {&to.BlkioDeviceWriteIOps, &u.BlkioDeviceWriteIOps},
+	} {
+		if len(*x.u) > 0 {
+			*x.to = *x.u
+		}
+	}
+	if to.MemorySwap > 0 && to.MemorySwap < to.Memory {
+		return errors.New("Minimum memoryswap limit should be larger than memory limit, see usage") //nolint:staticcheck // Docker's words
+	}
+	return nil
 }
 
 // Prune removes every container that does not run and that the filters leave.

@@ -4,25 +4,30 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strconv"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
+	apisystem "github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
 
+	"berth.dev/berth/internal/authz"
 	enginecontainer "berth.dev/berth/internal/container"
 	"berth.dev/berth/internal/errs"
 	bus "berth.dev/berth/internal/events"
 	"berth.dev/berth/internal/httpapi"
 	"berth.dev/berth/internal/image"
 	enginenetwork "berth.dev/berth/internal/network"
+	"berth.dev/berth/internal/plugin"
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/snapshot/copy"
 	"berth.dev/berth/internal/snapshot/overlay"
@@ -49,6 +54,12 @@ func NewServices(c *Config) (_ *Services, err error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(c.DataRoot, 0o710); err != nil {
+		return nil, err
+	}
+
+	plugins := new(authz.Chain)
+	plugins.Set(c.AuthPlugins, plugin.DefaultDirs())
+	if err := plugins.Check(ctx); err != nil {
 		return nil, err
 	}
 
@@ -122,6 +133,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 	edits, streams := enginecontainer.Edits{Service: containers}, enginecontainer.Streams{Service: containers}
 	api := APIOptions(c)
 	api.DefaultNetwork = "none" // until there is a bridge to be the default
+	api.Authorizer = plugins
 	return &Services{
 		Backends: httpapi.Backends{
 			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
@@ -131,8 +143,13 @@ func NewServices(c *Config) (_ *Services, err error) {
 		},
 		API: api,
 		Reload: func(c *Config) {
+			plugins.Set(c.AuthPlugins, plugin.DefaultDirs())
+			if err := plugins.Check(ctx); err != nil {
+				log.Warn(err.Error()) // requests are refused until it is there
+			}
+			containers.SetDefaults(containerDefaults(c))
 			sys.Reload(SystemConfig(c, id))
-			b.Log(events.DaemonEventType, events.ActionReload, id, map[string]string{"name": hostname()})
+			b.Log(events.DaemonEventType, events.ActionReload, id, reloadAttributes(c))
 		},
 		Close: func(context.Context) {
 			containers.Close()
@@ -143,6 +160,34 @@ func NewServices(c *Config) (_ *Services, err error) {
 			}
 		},
 	}, nil
+}
+
+// reloadAttributes is what the event of a reload tells: the options that a
+// reload can change, as they are now.
+func reloadAttributes(c *Config) map[string]string {
+	text := func(v any) string {
+		b, _ := json.Marshal(v) // plain values
+		return string(b)
+	}
+	none := func(list []string) []string {
+		if list == nil {
+			return []string{}
+		}
+		return list
+	}
+	runtimes := map[string]apisystem.Runtime{system.DefaultRuntime: {}}
+	for k, v := range c.Runtime.Runtimes {
+		runtimes[k] = v
+	}
+	return map[string]string{
+		"name": hostname(), "debug": strconv.FormatBool(c.Debug), "labels": text(none(c.Labels)), "live-restore": "true",
+		"authorization-plugins": text(none(c.AuthPlugins)), "default-runtime": c.Runtime.Default, "runtimes": text(runtimes),
+		"default-shm-size": strconv.FormatInt(c.Default.ShmSize, 10), "default-ipc-mode": c.Default.IpcMode, "default-cgroupns-mode": c.Default.CgroupnsMode,
+		"insecure-registries": text(none(c.Image.InsecureRegistries)), "registry-mirrors": text(none(c.Image.Mirrors)),
+		"max-concurrent-downloads": strconv.Itoa(c.Image.MaxConcurrentDownloads), "max-concurrent-uploads": strconv.Itoa(c.Image.MaxConcurrentUploads),
+		"max-download-attempts": strconv.Itoa(c.Image.MaxDownloadAttempts), "features": text(c.Features),
+		"shutdown-timeout": strconv.Itoa(int(c.ShutdownTimeout.Seconds())),
+	}
 }
 
 func hostname() string {

@@ -405,3 +405,11 @@ func (e *Engine) loadImage() {
 		e.t.Fatalf("import: %s: %s", resp.Status, b)
 	}
 }
+
+// Reload has berthd read its configuration file again.
+func (e *Engine) Reload() {
+	e.t.Helper()
+	if err := e.daemon.Process.Signal(syscall.SIGHUP); err != nil {
+		e.t.Fatal(err)
+	}
+}

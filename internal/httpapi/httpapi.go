@@ -45,6 +45,8 @@ type Options struct {
 
 	// Authorize, when set, is asked before each handler runs.
 	Authorize func(ctx context.Context, a Access) error
+	// Authorizer, when set and active, sees requests and answers whole.
+	Authorizer Authorizer
 }
 
 // Access is a request as an access check sees it: parsed, so that the check
@@ -132,8 +134,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	if slog.Default().Enabled(hr.Context(), slog.LevelDebug) {
 		slog.DebugContext(hr.Context(), "Calling "+hr.Method+" "+hr.URL.Path)
 	}
-	res, err := rt.handle(r)
-	r.end()
+	var res response
+	if s.opts.Authorizer != nil && s.opts.Authorizer.Active() {
+		res, err = s.authorize(r, rt)
+	} else {
+		res, err = rt.handle(r)
+		r.end()
+	}
 	switch {
 	case err != nil && r.begun:
 		slog.DebugContext(hr.Context(), "the stream ended with an error", "method", hr.Method, "path", hr.URL.Path, "error", err)

@@ -21,5 +21,5 @@ func (a imagesAPI) list(r *request) (response, error) {
 	if err != nil {
 		return done(err)
 	}
-	return ok(imagesFor(r.version, list, !o.Manifests))
+	return ok(imagesFor(r.version, list, !o.Manifests, false))
 }

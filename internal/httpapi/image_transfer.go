@@ -70,7 +70,7 @@ func (a transferAPI) create(r *request) (response, error) {
 	}
 	defer body.Close()
 	message := r.get("message")
-	if message == "" && r.get("fromSrc") != "-" {
+	if message == "" {
 		message = "Imported from " + r.get("fromSrc")
 	}
 	_, err = a.backend.Import(r.Context(), body, ImageImportOptions{

@@ -96,8 +96,9 @@ type legacySummary struct {
 	VirtualSize int64
 }
 
-// imagesFor gives a list of images the shape that it has in version v.
-func imagesFor(v Version, list []image.Summary, dropManifests bool) any {
+// imagesFor gives a list of images the shape that it has in version v. Only the
+// disk usage tells how many containers use them, before 1.51.
+func imagesFor(v Version, list []image.Summary, dropManifests, counted bool) any {
 	for i := range list {
 		s := &list[i]
 		if s.RepoTags == nil {
@@ -109,7 +110,7 @@ func imagesFor(v Version, list []image.Summary, dropManifests bool) any {
 		if dropManifests {
 			s.Manifests = nil
 		}
-		if v < 51 {
+		if v < 51 && !counted {
 			s.Containers = -1
 		}
 		if v < 48 {

@@ -104,7 +104,7 @@ func diskUsageFor(v Version, verbose bool, o engine.DiskUsageOptions, du *system
 	if v < 52 || v == 52 && !verbose {
 		old = &legacyDiskUsage{}
 		if i := du.ImageUsage; i != nil && o.Images {
-			old.LayersSize, old.Images = i.TotalSize, imagesFor(v, i.Items, true)
+			old.LayersSize, old.Images = i.TotalSize, imagesFor(v, i.Items, true, true)
 		}
 		if c := du.ContainerUsage; c != nil && o.Containers {
 			old.Containers = append([]container.Summary{}, c.Items...)

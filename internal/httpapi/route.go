@@ -14,6 +14,7 @@ type route struct {
 	min     Version // 0 for all
 	access  AccessClass
 	handle  handler
+	upload  bool // its body is a stream of data, not JSON
 
 	segments []string
 	at       int  // the index of the variable segment; -1 for none

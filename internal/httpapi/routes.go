@@ -71,7 +71,7 @@ func routes(b Backends, o Options) []route {
 	add(b.Archive != nil,
 		route{method: "HEAD", pattern: "/containers/{id}/archive", access: Read, handle: ar.stat},
 		route{method: "GET", pattern: "/containers/{id}/archive", access: Write, handle: ar.get},
-		route{method: "PUT", pattern: "/containers/{id}/archive", access: Write, handle: ar.put},
+		route{method: "PUT", pattern: "/containers/{id}/archive", access: Write, upload: true, handle: ar.put},
 	)
 
 	im := imagesAPI{b.Images}
@@ -79,10 +79,10 @@ func routes(b Backends, o Options) []route {
 	add(b.Transfer != nil,
 		route{method: "GET", pattern: "/images/get", access: Write, handle: tr.saveSeveral},
 		route{method: "GET", pattern: "/images/{name}/get", access: Write, handle: tr.save},
-		route{method: "POST", pattern: "/images/load", access: Write, handle: tr.load},
+		route{method: "POST", pattern: "/images/load", access: Write, upload: true, handle: tr.load},
 	)
 	add(b.Transfer != nil || b.Puller != nil,
-		route{method: "POST", pattern: "/images/create", access: Write, handle: tr.create},
+		route{method: "POST", pattern: "/images/create", access: Write, upload: true, handle: tr.create},
 	)
 	add(b.Images != nil,
 		route{method: "GET", pattern: "/images/json", access: Read, handle: im.list},

@@ -140,8 +140,8 @@ func (k *Keeper) save() (saved, []int) {
 				keep = append(keep, src.fd)
 			}
 		}
-		if w, ok := s.log.(*logs.Writer); ok {
-			ls := w.State()
+		if s.log != nil {
+			ls := s.log.State()
 			out.Log = &ls
 		}
 		for _, a := range s.attached {

@@ -15,6 +15,7 @@ type decoder struct {
 	scratch   []byte // holds keys and short values
 	timeText  []byte // the last time read, as text: entries of one chunk share it
 	time      time.Time
+	lastID    string // of the last partial entry read
 }
 
 func indexNewline(b []byte) int { return bytes.IndexByte(b, '\n') }

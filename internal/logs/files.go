@@ -3,6 +3,7 @@ package logs
 import (
 	"bufio"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -18,7 +19,9 @@ type chainFile struct {
 	gz    bool
 	extra gzExtra // of a compressed file: what it was made from
 	size  int64   // when it was opened
-	mtime time.Time
+	first int64   // the time of its first entry in ns, once asked for
+	nread *int64  // counts the bytes read
+	local bool    // its format
 }
 
 func (c *chainFile) close() { _ = c.f.Close() }
@@ -151,7 +154,7 @@ func describe(f *os.File, err error) (*chainFile, error) {
 		_ = f.Close()
 		return nil, err
 	}
-	return &chainFile{f: f, ino: inode(f), size: fi.Size(), mtime: fi.ModTime()}, nil
+	return &chainFile{f: f, ino: inode(f), size: fi.Size()}, nil
 }
 
 // pathInode returns the inode that path names now.
@@ -161,6 +164,44 @@ func pathInode(path string) (uint64, bool) {
 		return 0, false
 	}
 	return inodeOf(f), true
+}
+
+// ReadAt makes the file an io.ReaderAt that counts.
+func (c *chainFile) ReadAt(b []byte, off int64) (int, error) {
+	n, err := c.f.ReadAt(b, off)
+	if c.nread != nil {
+		*c.nread += int64(n)
+	}
+	return n, err
+}
+
+// tail is tailOffset for the file's format.
+func (c *chainFile) tail(n int) (off int64, entries int, err error) {
+	if !c.local {
+		return tailOffset(c, c.size, n)
+	}
+	off = lastFrame(c, c.size)
+	for entries < n && off > 0 {
+		l := frameEnding(c, off)
+		if l == 0 { // damaged in the middle: what is before it is not shown
+			break
+		}
+		off -= l
+		entries++
+	}
+	return off, entries, nil
+}
+
+// countFrames counts the entries of a compressed file of the driver local.
+func countFrames(src io.Reader) int {
+	r := &Reader{ctx: context.Background(), local: true, begun: true, cur: &chainFile{gz: true}, src: src}
+	n := 0
+	for {
+		if _, err := r.frame(); err != nil {
+			return n
+		}
+		n++
+	}
 }
 
 // tailOffset returns where in the file the last n lines begin, and how many

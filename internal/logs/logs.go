@@ -22,6 +22,17 @@
 // that the file had before. Unless told otherwise a container's log is
 // bounded at five files of 20 MiB.
 //
+// # On disk (driver local)
+//
+// Docker's frames of protobuf, see local.go; rotation is the same, compress the
+// default. The drivers that send to a remote (packages below ship) keep their
+// entries in such files too, from which the engine sends them.
+//
+// # Time
+//
+// Reading since a time does not scan: within a file the place is found by
+// bisection, see seek.go for what holds when the clock was set back.
+//
 // # Who holds what
 //
 // Writer and readers share nothing but the files, and live in different
@@ -56,6 +67,7 @@ const MaxLine = 16 << 10
 // Driver names.
 const (
 	DriverJSONFile = "json-file"
+	DriverLocal    = "local"
 	DriverNone     = "none"
 )
 
@@ -66,6 +78,8 @@ type Sink interface {
 	Write(stream byte, ts time.Time, chunk []byte) error
 	// Flush writes what is kept of unfinished lines, as entries without newline.
 	Flush() error
+	// State returns what Resume needs. The sink must not be written to after.
+	State() State
 	// Close flushes and releases the sink.
 	Close() error
 }
@@ -77,6 +91,15 @@ type Message struct {
 	Time   time.Time
 	Line   []byte
 	Attrs  map[string]string
+
+	Partial Partial // driver local only: json-file does not keep it
+}
+
+// Partial tells which part of a line longer than MaxLine an entry is.
+type Partial struct {
+	ID      string // the line's, 64 hexadecimal digits
+	Ordinal int    // from 1; 0 for an entry that is a whole line
+	Last    bool
 }
 
 // ErrNotReadable is what reading the logs of a driver without a reading side
@@ -87,6 +110,7 @@ type discard struct{}
 
 func (discard) Write(byte, time.Time, []byte) error { return nil }
 func (discard) Flush() error                        { return nil }
+func (discard) State() State                        { return State{Driver: DriverNone} }
 func (discard) Close() error                        { return nil }
 
 // Discard is the sink of the driver "none".
@@ -94,11 +118,34 @@ func Discard() Sink { return discard{} }
 
 // Open opens the sink of driver for a log file at path.
 func Open(driver, path string, opts Options) (Sink, error) {
-	switch driver {
-	case DriverJSONFile, "":
-		return OpenWriter(path, opts)
-	case DriverNone:
+	if driver == DriverNone {
 		return Discard(), nil
 	}
-	return nil, errs.New(errs.Invalid, "logger: no log driver named '%s' is registered", driver)
+	w, err := openWriter(driver, path, opts)
+	if err != nil {
+		return nil, err
+	}
+	if opts.NonBlocking {
+		return newRing(w, opts.Buffer), nil
+	}
+	return w, nil
+}
+
+// Resume opens a sink that goes on where the one that gave st stopped.
+func Resume(st State) (Sink, error) {
+	sink, err := Open(st.Driver, st.Path, st.Options)
+	if err != nil {
+		return nil, err
+	}
+	switch s := sink.(type) {
+	case *Writer:
+		s.resume(st.Partial)
+	case *ring:
+		s.w.resume(st.Partial)
+	}
+	return sink, nil
+}
+
+func unknownDriver(name string) error {
+	return errs.New(errs.Invalid, "logger: no log driver named '%s' is registered", name)
 }

@@ -216,8 +216,8 @@ func TestResume(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w2.Close()
-	put(t, w2, Stdout, t0.Add(time.Hour), "gun\n")
-	put(t, w2, Stderr, t0, "or\n")
+	put(t, w2.(*Writer), Stdout, t0.Add(time.Hour), "gun\n")
+	put(t, w2.(*Writer), Stderr, t0, "or\n")
 	got := readAll(t, path, ReadOptions{Tail: 2})
 	if strings.Join(got, "") != "begun\nerror\n" {
 		t.Fatalf("got %q", got)
@@ -307,7 +307,7 @@ func TestOptions(t *testing.T) {
 		{map[string]string{"compress": "true", "max-file": "1"}, Options{}, "compress cannot be true when max-file is less than 2 or max-size is not set"},
 		{map[string]string{"foo": "1"}, Options{}, "unknown log opt 'foo' for json-file log driver"},
 	} {
-		got, err := ParseOptions(tc.in)
+		got, err := ParseOptions(DriverJSONFile, tc.in)
 		if tc.err != "" {
 			if err == nil || err.Error() != tc.err {
 				t.Errorf("%v: %v", tc.in, err)

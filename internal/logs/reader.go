@@ -6,21 +6,19 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // ReadOptions selects what a Reader yields. Zero times do not limit.
 type ReadOptions struct {
+	Driver       string          // of the files: json-file ("") or local
 	Since, Until time.Time       // entries in [Since, Until]
 	Tail         int             // the last Tail entries; < 0 means all, 0 none of those there are
 	Follow       bool            // wait for more after the last one
 	Stopped      <-chan struct{} // closed when nothing more will be written: ends Follow
 	Attrs        bool            // fill Message.Attrs
+	After        *Position       // entries after this one; Tail and Since are not looked at
 }
 
 // Reader yields the entries of a log, oldest first. It belongs to one goroutine.
@@ -30,6 +28,10 @@ type Reader struct {
 	opts ReadOptions
 	dec  decoder
 
+	local bool  // the files hold frames, not lines
+	nread int64 // bytes read from files
+	late  int64 // bytes of entries after Until
+
 	queue []*chainFile // files to read after cur, the newest first
 	cur   *chainFile   // nil before the first file and when none exists
 	src   io.Reader    // of cur
@@ -38,6 +40,7 @@ type Reader struct {
 
 	buf        []byte // buf[pos:end] is read and not yet yielded
 	pos, end   int
+	base       int64 // where in the file, uncompressed, buf begins
 	scanned    int  // buf[pos:pos+scanned] holds no newline
 	discarding bool // inside a line longer than maxEntry
 	atEOF      bool
@@ -55,7 +58,7 @@ const readSize = 128 << 10
 // Read returns a reader of the log at path. A missing file is an empty log.
 // Errors appear at the first Next. The reader must be closed.
 func Read(ctx context.Context, path string, opts ReadOptions) *Reader {
-	return &Reader{ctx: ctx, path: path, opts: opts, dec: decoder{wantAttrs: opts.Attrs}}
+	return &Reader{ctx: ctx, path: path, opts: opts, local: opts.Driver == DriverLocal, dec: decoder{wantAttrs: opts.Attrs}}
 }
 
 // Close releases the files. Next must not be running.
@@ -86,7 +89,7 @@ func (r *Reader) Next() (*Message, error) {
 			r.err = err
 			break
 		}
-		if !r.dec.decode(line) {
+		if !r.decode(line) {
 			continue
 		}
 		m := &r.dec.msg
@@ -94,16 +97,55 @@ func (r *Reader) Next() (*Message, error) {
 			continue
 		}
 		if !r.opts.Until.IsZero() && m.Time.After(r.opts.Until) {
-			r.err = io.EOF
-			break
+			if r.late += int64(len(line)); r.late > disorder {
+				r.err = io.EOF
+			}
+			continue
 		}
 		return m, nil
 	}
 	return nil, r.err
 }
 
-// line returns the next whole line, without its newline.
+func (r *Reader) decode(line []byte) bool {
+	if r.local {
+		return r.dec.decodeLocal(line)
+	}
+	return r.dec.decode(line)
+}
+
+// frame returns the payload of the next whole frame. What is no frame is
+// passed over.
+func (r *Reader) frame() ([]byte, error) {
+	for {
+		b := r.buf[r.pos:r.end]
+		payload, n := frameAt(b)
+		switch {
+		case n > 0:
+			r.pos += n
+			if r.skip > 0 {
+				r.skip--
+				continue
+			}
+			return payload, nil
+		case n < 0:
+			if next := nextFrame(b, 1); next > 0 {
+				r.pos += next
+				continue
+			}
+			r.pos = max(r.pos+1, r.end-4-len(frameMark))
+		}
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// line returns the next whole line, without its newline, or frame.
 func (r *Reader) line() ([]byte, error) {
+	if r.local {
+		return r.frame()
+	}
 	for {
 		if i := indexNewline(r.buf[r.pos+r.scanned : r.end]); i >= 0 {
 			line := r.buf[r.pos : r.pos+r.scanned+i]
@@ -156,15 +198,18 @@ func (r *Reader) fill() error {
 // readMore reads once; 0 is the file's end for now.
 func (r *Reader) readMore() (int, error) {
 	if r.pos > 0 && r.pos == r.end {
+		r.base += int64(r.end)
 		r.pos, r.end = 0, 0
 	}
 	if r.end == len(r.buf) {
 		switch {
 		case r.pos > 0:
+			r.base += int64(r.pos)
 			r.end = copy(r.buf, r.buf[r.pos:r.end])
 			r.pos = 0
-		case len(r.buf) >= maxEntry: // no entry is that long: drop it up to its newline
+		case len(r.buf) >= maxEntry+frameExtra: // no entry is that long: drop it up to its newline
 			r.discarding = true
+			r.base += int64(r.end)
 			r.pos, r.end, r.scanned = 0, 0, 0
 		default:
 			r.buf = append(r.buf, make([]byte, max(readSize, len(r.buf)))...)
@@ -172,6 +217,7 @@ func (r *Reader) readMore() (int, error) {
 	}
 	n, err := r.src.Read(r.buf[r.end:])
 	r.end += n
+	r.nread += int64(n)
 	if n > 0 || errors.Is(err, io.EOF) || err == nil {
 		return n, nil
 	}
@@ -194,30 +240,13 @@ func (r *Reader) begin() error {
 	if err != nil {
 		return err
 	}
-	keep := len(files)
-	var offset int64
-	if r.opts.Tail >= 0 {
-		if keep, offset, err = r.seekTail(files); err != nil {
-			closeAll(files)
-			return err
-		}
+	for _, c := range files {
+		c.nread, c.local = &r.nread, r.local
 	}
-	// Whole files that ended before Since need not be read; the clock may
-	// have been set back a little in between.
-	for i := keep - 1; i > 0 && !r.opts.Since.IsZero() && offset == 0 && r.skip == 0; i-- {
-		ended := files[i].mtime
-		if files[i].gz {
-			if ended = files[i].extra.LastTime; ended.IsZero() {
-				break
-			}
-		}
-		if !ended.Add(time.Minute).Before(r.opts.Since) {
-			break
-		}
-		keep = i
-	}
-	if keep == 0 && len(files) > 0 {
-		keep = 1
+	keep, offset, err := r.place(files)
+	if err != nil {
+		closeAll(files)
+		return err
 	}
 	closeAll(files[keep:])
 	r.queue = files[:keep]
@@ -225,6 +254,37 @@ func (r *Reader) begin() error {
 		return r.next(offset)
 	}
 	return nil
+}
+
+// place tells where reading starts: in files[keep-1], at offset or, in a
+// compressed file, after r.skip entries.
+func (r *Reader) place(files []*chainFile) (keep int, offset int64, err error) {
+	if len(files) == 0 {
+		return 0, 0, nil
+	}
+	if r.opts.After != nil {
+		keep, offset = findPosition(files, r.opts.After)
+		return keep, offset, nil
+	}
+	keep = len(files)
+	if r.opts.Tail >= 0 {
+		if keep, offset, err = r.seekTail(files); err != nil {
+			return 0, 0, err
+		}
+	}
+	if !r.opts.Since.IsZero() {
+		k, off, err := seekSince(files[:keep], r.opts.Since)
+		if err != nil {
+			return 0, 0, err
+		}
+		switch {
+		case k < keep:
+			keep, offset, r.skip = k, off, 0
+		case off > offset && r.skip == 0:
+			offset = off
+		}
+	}
+	return keep, offset, nil
 }
 
 // seekTail finds where the last Tail entries begin: in files[keep-1], at offset
@@ -242,7 +302,7 @@ func (r *Reader) seekTail(files []*chainFile) (keep int, offset int64, err error
 				r.skip = lines - want
 				return keep, 0, nil
 			}
-		} else if offset, lines, err = tailOffset(c.f, c.size, want); err != nil {
+		} else if offset, lines, err = c.tail(want); err != nil {
 			return 0, 0, err
 		}
 		if want -= lines; want <= 0 {
@@ -258,7 +318,12 @@ func (c *chainFile) count() (int, error) {
 	if err != nil {
 		return 0, nil //nolint:nilerr // not readable: it has no lines to show
 	}
-	n, _ := countLines(zr)
+	n := 0
+	if c.local {
+		n = countFrames(zr)
+	} else {
+		n, _ = countLines(zr)
+	}
 	_, err = c.f.Seek(0, io.SeekStart)
 	return n, err
 }
@@ -272,6 +337,7 @@ func (r *Reader) next(offset int64) error {
 	}
 	r.cur = c
 	r.pos, r.end, r.scanned, r.discarding = 0, 0, 0, false // a torn last line goes
+	r.base = offset
 	r.src = c.f
 	if c.gz {
 		zr, err := gzip.NewReader(c.f)
@@ -280,6 +346,11 @@ func (r *Reader) next(offset int64) error {
 			return nil //nolint:nilerr // a damaged archive is passed over
 		}
 		r.src = zr
+		if offset > 0 {
+			if _, err := io.CopyN(io.Discard, zr, offset); err != nil {
+				r.src = bytes.NewReader(nil)
+			}
+		}
 		return nil
 	}
 	if !r.opts.Follow && len(r.queue) == 0 {
@@ -313,7 +384,22 @@ func (r *Reader) advance() (bool, error) {
 	if r.watch.stopped {
 		return false, nil
 	}
+	if err := r.rewind(); err != nil {
+		return false, err
+	}
 	return true, r.watch.wait()
+}
+
+// rewind gives up what is read of an unfinished frame: a writer that opens the
+// file again cuts it off and writes over it.
+func (r *Reader) rewind() error {
+	if !r.local || r.cur == nil || r.cur.gz || r.pos == r.end {
+		return nil
+	}
+	r.base += int64(r.pos)
+	r.pos, r.end = 0, 0
+	_, err := r.cur.f.Seek(r.base, io.SeekStart)
+	return err
 }
 
 // succeed opens the files that came after the current one.
@@ -324,6 +410,7 @@ func (r *Reader) succeed() error {
 	}
 	n := len(files)
 	for i, c := range files {
+		c.nread, c.local = &r.nread, r.local
 		if r.cur != nil && c.same(r.cur) {
 			n = i
 			break
@@ -338,87 +425,6 @@ func (r *Reader) succeed() error {
 		return nil
 	}
 	return r.next(0)
-}
-
-// watcher waits for changes in the log's directory.
-type watcher struct {
-	ctx     context.Context //nolint:containedctx // the reader's
-	file    *os.File        // inotify
-	release func() bool
-	done    chan struct{}
-	gone    chan struct{} // the log ended
-	timer   *time.Timer   // for Until
-	stopped bool          // the log had ended when wait returned
-	buf     [4096]byte
-}
-
-// past is a deadline that wakes a waiting read.
-var past = time.Unix(1, 0)
-
-func newWatcher(ctx context.Context, path string, stopped <-chan struct{}, until time.Time) (*watcher, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, os.NewSyscallError("inotify_init1", err)
-	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	const mask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_ONLYDIR
-	if _, err := unix.InotifyAddWatch(fd, filepath.Dir(path), mask); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		_ = f.Close()
-		return nil, os.NewSyscallError("inotify_add_watch", err)
-	}
-	w := &watcher{ctx: ctx, file: f, done: make(chan struct{}), gone: make(chan struct{})}
-	w.release = context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(past) })
-	var late <-chan time.Time
-	if !until.IsZero() {
-		w.timer = time.NewTimer(time.Until(until))
-		late = w.timer.C
-	}
-	if stopped == nil && late == nil {
-		return w, nil
-	}
-	go func() {
-		select {
-		case <-stopped:
-		case <-late:
-		case <-w.done:
-			return
-		}
-		close(w.gone)
-		_ = f.SetReadDeadline(past)
-	}()
-	return w, nil
-}
-
-// wait returns when the directory has changed or the log has ended (stopped is
-// set then: one more look at the file, and that was all).
-func (w *watcher) wait() error {
-	select {
-	case <-w.gone:
-		w.stopped = true
-		return nil
-	default:
-	}
-	_, err := w.file.Read(w.buf[:])
-	if err == nil {
-		return nil
-	}
-	if cerr := w.ctx.Err(); cerr != nil {
-		return cerr
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		w.stopped = true
-		return nil
-	}
-	return err
-}
-
-func (w *watcher) close() {
-	w.release()
-	close(w.done)
-	if w.timer != nil {
-		w.timer.Stop()
-	}
-	_ = w.file.Close()
 }
 
 func lastNewline(b []byte) int   { return bytes.LastIndexByte(b, '\n') }

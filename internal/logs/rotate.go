@@ -108,7 +108,7 @@ func (w *Writer) compressAll() {
 			continue
 		}
 		tmp := w.path + tmpSuffix
-		err := compressFile(f, tmp, ino)
+		err := compressFile(f, tmp, ino, w.local)
 		_ = f.Close()
 		if err == nil {
 			err = w.install(tmp, ino)
@@ -156,7 +156,7 @@ func (w *Writer) install(tmp string, ino uint64) error {
 	return os.Remove(tmp) // rotated out of existence
 }
 
-func compressFile(src *os.File, dst string, ino uint64) (err error) {
+func compressFile(src *os.File, dst string, ino uint64, local bool) (err error) {
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
 		return err
@@ -170,39 +170,13 @@ func compressFile(src *os.File, dst string, ino uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	if zw.Extra, err = json.Marshal(gzExtra{LastTime: lastTime(src), Ino: ino, Mtime: fi.ModTime().UnixNano()}); err != nil {
+	if zw.Extra, err = json.Marshal(gzExtra{LastTime: lastTime(src, fi.Size(), local), Ino: ino, Mtime: fi.ModTime().UnixNano()}); err != nil {
 		return err
 	}
 	if _, err := io.Copy(zw, src); err != nil {
 		return err
 	}
 	return zw.Close()
-}
-
-// lastTime returns the time of the file's last whole entry; zero when there is none.
-func lastTime(f *os.File) time.Time {
-	fi, err := f.Stat()
-	if err != nil {
-		return time.Time{}
-	}
-	buf := make([]byte, min(fi.Size(), 256<<10))
-	if _, err := f.ReadAt(buf, fi.Size()-int64(len(buf))); err != nil {
-		return time.Time{}
-	}
-	var d decoder
-	var last time.Time
-	for len(buf) > 0 {
-		line := buf
-		if i := indexNewline(buf); i >= 0 {
-			line, buf = buf[:i], buf[i+1:]
-		} else {
-			buf = nil
-		}
-		if d.decode(line) {
-			last = d.msg.Time
-		}
-	}
-	return last
 }
 
 func inode(f *os.File) uint64 {

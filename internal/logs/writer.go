@@ -2,25 +2,29 @@ package logs
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Writer is the json-file driver's sink. Its buffers are shared and used only
+// Writer is the sink of the drivers that keep files. Its buffers are shared and used only
 // during a call, so an idle writer costs a file descriptor and its unfinished
 // lines (at most 16 KiB a stream).
 type Writer struct {
 	path  string
 	opts  Options
+	local bool   // the driver is local, not json-file
 	attrs []byte // opts.Attrs, encoded
 
 	mu      sync.Mutex // guards what follows; held for one write(2) at a time
 	file    *os.File   // nil when closed
 	size    int64      // of file, what is written
-	torn    bool       // the file does not end in a newline
+	torn    bool       // the file does not end in a newline (json-file)
 	partial [2]partial // stdout, stderr
 
 	squeeze sync.WaitGroup // the background compression
@@ -33,6 +37,19 @@ type partial struct {
 	rest []byte
 	more bool      // earlier parts of this line are written
 	ts   time.Time // the time of the first part, which all parts get
+	id   string    // driver local: of the line, once it has parts
+	n    int       // … and how many are written
+}
+
+// next returns what is told of the line's next part.
+func (p *partial) next(last bool) Partial {
+	if p.id == "" {
+		var b [32]byte
+		_, _ = unix.Getrandom(b[:], 0)
+		p.id = hex.EncodeToString(b[:])
+	}
+	p.n++
+	return Partial{ID: p.id, Ordinal: p.n, Last: last}
 }
 
 // bufs holds encoding buffers for all writers.
@@ -42,10 +59,22 @@ var bufs = sync.Pool{New: func() any { b := make([]byte, 0, 128<<10); return &b 
 // middle of a chunk: what one chunk may cost in memory.
 const flushAt = 112 << 10
 
-// OpenWriter opens or creates the log file at path for appending.
+// OpenWriter opens or creates the json-file log at path for appending.
 func OpenWriter(path string, opts Options) (*Writer, error) {
+	return openWriter(DriverJSONFile, path, opts)
+}
+
+func openWriter(driver, path string, opts Options) (*Writer, error) {
 	w := &Writer{path: path, opts: opts.withDefaults()}
-	w.attrs = appendAttrs(nil, opts.Attrs)
+	switch driver {
+	case DriverJSONFile, "":
+		w.attrs = appendAttrs(nil, opts.Attrs)
+	case DriverLocal:
+		w.local = true
+		w.attrs = appendLocalAttrs(nil, opts.Attrs)
+	default:
+		return nil, unknownDriver(driver)
+	}
 	if err := w.open(); err != nil {
 		return nil, err
 	}
@@ -60,6 +89,7 @@ func OpenWriter(path string, opts Options) (*Writer, error) {
 // State is what a writer needs to go on in another process image. It marshals
 // to JSON.
 type State struct {
+	Driver  string         `json:"driver,omitempty"`
 	Path    string         `json:"path"`
 	Options Options        `json:"options"`
 	Partial []PartialState `json:"partial,omitempty"`
@@ -71,33 +101,36 @@ type PartialState struct {
 	Rest   []byte    `json:"rest,omitempty"`
 	More   bool      `json:"more,omitempty"`
 	Time   time.Time `json:"time"`
+	ID     string    `json:"id,omitempty"`
+	Parts  int       `json:"parts,omitempty"`
 }
 
 // State returns what Resume needs. The writer must not be written to after.
 func (w *Writer) State() State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	st := State{Path: w.path, Options: w.opts}
+	st := State{Driver: w.driver(), Path: w.path, Options: w.opts}
 	for i := range w.partial {
 		if p := &w.partial[i]; len(p.rest) > 0 || p.more {
-			st.Partial = append(st.Partial, PartialState{Stream: byte(i) + 1, Rest: bytes.Clone(p.rest), More: p.more, Time: p.ts})
+			st.Partial = append(st.Partial, PartialState{Stream: byte(i) + 1, Rest: bytes.Clone(p.rest), More: p.more, Time: p.ts, ID: p.id, Parts: p.n})
 		}
 	}
 	return st
 }
 
-// Resume opens a writer that goes on where the one that gave st stopped.
-func Resume(st State) (*Writer, error) {
-	w, err := OpenWriter(st.Path, st.Options)
-	if err != nil {
-		return nil, err
+func (w *Writer) driver() string {
+	if w.local {
+		return DriverLocal
 	}
-	for _, p := range st.Partial {
+	return DriverJSONFile
+}
+
+func (w *Writer) resume(parts []PartialState) {
+	for _, p := range parts {
 		if p.Stream == Stdout || p.Stream == Stderr {
-			w.partial[p.Stream-1] = partial{rest: p.Rest, more: p.More, ts: p.Time}
+			w.partial[p.Stream-1] = partial{rest: p.Rest, more: p.More, ts: p.Time, id: p.ID, n: p.Parts}
 		}
 	}
-	return w, nil
 }
 
 // open opens the file and takes its size. The caller holds mu, or is alone.
@@ -112,7 +145,12 @@ func (w *Writer) open() error {
 		return err
 	}
 	w.file, w.size, w.torn = f, fi.Size(), false
-	if w.size > 0 {
+	if w.local {
+		// A torn frame is cut off: readers do not go beyond it either.
+		if end := lastFrame(f, w.size); end < w.size && f.Truncate(end) == nil {
+			w.size = end
+		}
+	} else if w.size > 0 {
 		var last [1]byte
 		if _, err := f.ReadAt(last[:], w.size-1); err == nil && last[0] != '\n' {
 			w.torn = true
@@ -136,17 +174,19 @@ func (w *Writer) Write(stream byte, ts time.Time, chunk []byte) error {
 	if w.file == nil {
 		return os.ErrClosed
 	}
-	b := batch{w: w, buf: (*bp)[:0]}
-	b.tail = appendTail(b.tailBuf[:0], stream, w.attrs, ts)
+	b := batch{w: w, buf: (*bp)[:0], stream: stream, ts: ts}
+	if !w.local {
+		b.tail = appendTail(b.tailBuf[:0], stream, w.attrs, ts)
+	}
 	p := &w.partial[stream-1]
 	for len(chunk) > 0 {
 		nl := bytes.IndexByte(chunk[:min(len(chunk), MaxLine-len(p.rest)+1)], '\n')
 		switch {
 		case nl >= 0 && nl < MaxLine && len(p.rest) == 0 && !p.more: // a whole line: the common case
-			b.entry(chunk[:nl], nil, true, b.tail)
+			b.entry(chunk[:nl], nil, true, nil)
 			chunk = chunk[nl+1:]
 		case nl >= 0 && len(p.rest)+nl < MaxLine:
-			b.entry(p.rest, chunk[:nl], true, w.tailFor(p, stream, b.tail))
+			b.entry(p.rest, chunk[:nl], true, p)
 			*p = partial{rest: keep(p.rest)}
 			chunk = chunk[nl+1:]
 		case len(p.rest)+len(chunk) >= MaxLine: // a part without its end
@@ -154,7 +194,7 @@ func (w *Writer) Write(stream byte, ts time.Time, chunk []byte) error {
 			if !p.more {
 				p.more, p.ts = true, ts
 			}
-			b.entry(p.rest, chunk[:n], false, w.tailFor(p, stream, b.tail))
+			b.entry(p.rest, chunk[:n], false, p)
 			p.rest = keep(p.rest)
 			chunk = chunk[n:]
 		default:
@@ -175,32 +215,39 @@ func keep(b []byte) []byte {
 	return b[:0]
 }
 
-// tailFor returns the tail of p's next entry: all parts of one line bear the
-// time of its first part.
-func (w *Writer) tailFor(p *partial, stream byte, tail []byte) []byte {
-	if !p.more {
-		return tail
-	}
-	return appendTail(nil, stream, w.attrs, p.ts)
-}
-
 // batch collects encoded entries and writes them at once.
 type batch struct {
 	w       *Writer
 	buf     []byte
-	tail    []byte
+	stream  byte
+	ts      time.Time
+	tail    []byte // json-file: what follows a line
 	tailBuf [160]byte
 	err     error // the first one
 }
 
-// entry encodes one entry, whose line is a followed by c.
-func (b *batch) entry(a, c []byte, newline bool, tail []byte) {
+// entry encodes one entry, whose line is a followed by c. p is the unfinished
+// line that it belongs to, nil for a whole one: all parts of a line bear the
+// time of its first part.
+func (b *batch) entry(a, c []byte, newline bool, p *partial) {
 	w := b.w
 	if w.opts.MaxSize > 0 && w.size+int64(len(b.buf)) >= w.opts.MaxSize {
 		b.note(b.flush())
 		b.note(w.rotate())
 	} else if len(b.buf) >= flushAt {
 		b.note(b.flush())
+	}
+	if w.local {
+		ts, part := b.ts, Partial{}
+		if p != nil && (p.more || !newline) {
+			ts, part = p.ts, p.next(newline)
+		}
+		b.buf = appendLocal(b.buf, b.stream, ts, a, c, part, w.attrs)
+		return
+	}
+	tail := b.tail
+	if p != nil && p.more {
+		tail = appendTail(nil, b.stream, w.attrs, p.ts)
 	}
 	b.buf = append(b.buf, entryHead...)
 	b.buf = appendEscaped(b.buf, a)
@@ -257,7 +304,7 @@ func (b *batch) flush() error {
 	}
 	if terr := w.file.Truncate(w.size); terr != nil && n > 0 {
 		w.size += int64(n)
-		w.torn = out[n-1] != '\n'
+		w.torn = !w.local && out[n-1] != '\n'
 	}
 	return errors.Join(b.err, err)
 }
@@ -278,11 +325,11 @@ func (w *Writer) flushLocked(now time.Time) error {
 	for i := range w.partial {
 		p := &w.partial[i]
 		if len(p.rest) > 0 {
-			ts := now
-			if p.more {
-				ts = p.ts
+			if !p.more {
+				p.more, p.ts = true, now
 			}
-			b.entry(p.rest, nil, false, appendTail(nil, byte(i)+1, w.attrs, ts))
+			b.stream = byte(i) + 1
+			b.entry(p.rest, nil, false, p)
 		}
 		*p = partial{}
 	}

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,6 +32,7 @@ type Cgroups struct {
 	noView  atomic.Bool     // this kernel cannot mount onto a detached tree
 
 	unrestricted string // the parent that RestrictDevices could not restrict
+	devices      int    // v2: the program of the default device rules, 0 while not loaded
 }
 
 // NewCgroups returns the manager of this machine's cgroups.
@@ -64,38 +64,6 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 		}
 	}
 	return g, nil
-}
-
-// RestrictDevices limits what the cgroups below parent may use to the default
-// devices: on v1 they inherit it when they are made, which costs nothing. The
-// parent must have no children yet, unless it is restricted already; else
-// Inherits tells that it did not work.
-func (c *Cgroups) RestrictDevices(parent string) error {
-	if err := c.prepareParent(parent); err != nil {
-		return err
-	}
-	g := &Cgroup{Rel: parent, V2FD: -1, View: -1}
-	dir := c.dirFor(g, "devices")
-	if dir == "" {
-		return nil
-	}
-	if raw, err := os.ReadFile(dir + "/devices.list"); err != nil || !strings.HasPrefix(string(raw), "a *:* ") {
-		return err
-	}
-	if err := c.AllowDefaultDevices(g); err != nil {
-		// There are children already, of somebody else: each cgroup gets its rules itself.
-		c.mu.Lock()
-		c.unrestricted = parent
-		c.mu.Unlock()
-	}
-	return nil
-}
-
-// Inherits reports whether cgroups below parent inherit the default device rules.
-func (c *Cgroups) Inherits(parent string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.unrestricted != parent
 }
 
 // CloseFDs gives up what only a start needs.
@@ -226,35 +194,6 @@ func (c *Cgroups) delegate(dir string) {
 	}
 }
 
-// defaultDeviceRules are what every container may use, besides the nodes made
-// for it: any mknod, and the devices of DefaultDevices, ptmx, pts and console.
-var defaultDeviceRules = []string{
-	"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm",
-	"c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm",
-}
-
-// AllowDefaultDevices limits one cgroup to the default devices.
-func (c *Cgroups) AllowDefaultDevices(g *Cgroup) error {
-	dir := c.dirFor(g, "devices")
-	if dir == "" {
-		return nil
-	}
-	if err := writeCgroup(dir, "devices.deny", "a"); err != nil {
-		return err
-	}
-	fd, err := unix.Open(dir+"/devices.allow", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	for _, r := range defaultDeviceRules {
-		if _, err := unix.Write(fd, []byte(r)); err != nil {
-			return fmt.Errorf("cannot allow the device %q: %w", r, err)
-		}
-	}
-	return nil
-}
-
 // dirFor returns the v1 directory of g in the hierarchy of a controller.
 func (c *Cgroups) dirFor(g *Cgroup, controller string) string {
 	h := c.host.Hierarchy(controller)
@@ -262,239 +201,6 @@ func (c *Cgroups) dirFor(g *Cgroup, controller string) string {
 		return ""
 	}
 	return h.Path + g.Rel
-}
-
-func writeCgroup(dir, file, value string) error {
-	fd, err := unix.Open(dir+"/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: dir + "/" + file, Err: err}
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(value)); err != nil {
-		return fmt.Errorf("failed to write %q to %s: %w", value, dir+"/"+file, err)
-	}
-	return nil
-}
-
-// Apply writes limits. Nil fields stay as they are.
-func (c *Cgroups) Apply(g *Cgroup, r *specs.LinuxResources) error {
-	if r == nil {
-		return nil
-	}
-	if c.host.CgroupV2 {
-		return c.applyV2(g, r)
-	}
-	return c.applyV1(g, r)
-}
-
-type setting struct{ controller, file, value string }
-
-func (c *Cgroups) applyV1(g *Cgroup, r *specs.LinuxResources) error {
-	var s []setting
-	add := func(ctrl, file, value string) { s = append(s, setting{ctrl, file, value}) }
-	if m := r.Memory; m != nil {
-		if m.Limit != nil && m.Swap != nil {
-			// Raising needs the sum first, lowering the memory first.
-			cur, _ := readInt(c.dirFor(g, "memory") + "/memory.memsw.limit_in_bytes")
-			if *m.Swap == -1 || *m.Swap > cur {
-				add("memory", "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
-				add("memory", "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
-			} else {
-				add("memory", "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
-				add("memory", "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
-			}
-		} else if m.Limit != nil {
-			add("memory", "memory.limit_in_bytes", strconv.FormatInt(*m.Limit, 10))
-		} else if m.Swap != nil {
-			add("memory", "memory.memsw.limit_in_bytes", strconv.FormatInt(*m.Swap, 10))
-		}
-		if m.Reservation != nil {
-			add("memory", "memory.soft_limit_in_bytes", strconv.FormatInt(*m.Reservation, 10))
-		}
-		if m.Swappiness != nil && int64(*m.Swappiness) >= 0 {
-			add("memory", "memory.swappiness", strconv.FormatUint(*m.Swappiness, 10))
-		}
-		if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
-			add("memory", "memory.oom_control", "1")
-		}
-	}
-	if p := r.CPU; p != nil {
-		if p.Shares != nil && *p.Shares != 0 {
-			add("cpu", "cpu.shares", strconv.FormatUint(*p.Shares, 10))
-		}
-		if p.Period != nil && *p.Period != 0 {
-			add("cpu", "cpu.cfs_period_us", strconv.FormatUint(*p.Period, 10))
-		}
-		if p.Quota != nil && *p.Quota != 0 {
-			add("cpu", "cpu.cfs_quota_us", strconv.FormatInt(*p.Quota, 10))
-		}
-		if p.RealtimePeriod != nil && *p.RealtimePeriod != 0 {
-			add("cpu", "cpu.rt_period_us", strconv.FormatUint(*p.RealtimePeriod, 10))
-		}
-		if p.RealtimeRuntime != nil && *p.RealtimeRuntime != 0 {
-			add("cpu", "cpu.rt_runtime_us", strconv.FormatInt(*p.RealtimeRuntime, 10))
-		}
-		if p.Cpus != "" {
-			add("cpuset", "cpuset.cpus", p.Cpus)
-		}
-		if p.Mems != "" {
-			add("cpuset", "cpuset.mems", p.Mems)
-		}
-	}
-	if r.Pids != nil {
-		add("pids", "pids.max", pidsMax(*r.Pids.Limit))
-	}
-	if b := r.BlockIO; b != nil {
-		if b.Weight != nil && *b.Weight != 0 {
-			file := "blkio.weight"
-			if _, err := os.Stat(c.dirFor(g, "blkio") + "/" + file); err != nil {
-				file = "blkio.bfq.weight"
-			}
-			add("blkio", file, strconv.Itoa(int(*b.Weight)))
-		}
-		for _, t := range []struct {
-			file string
-			list []specs.LinuxThrottleDevice
-		}{
-			{"blkio.throttle.read_bps_device", b.ThrottleReadBpsDevice},
-			{"blkio.throttle.write_bps_device", b.ThrottleWriteBpsDevice},
-			{"blkio.throttle.read_iops_device", b.ThrottleReadIOPSDevice},
-			{"blkio.throttle.write_iops_device", b.ThrottleWriteIOPSDevice},
-		} {
-			for _, d := range t.list {
-				add("blkio", t.file, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate))
-			}
-		}
-	}
-	for _, d := range r.Devices {
-		file := "devices.deny"
-		if d.Allow {
-			file = "devices.allow"
-		}
-		add("devices", file, deviceRule(d))
-	}
-	for _, x := range s {
-		dir := c.dirFor(g, x.controller)
-		if dir == "" {
-			return fmt.Errorf("the cgroup controller %q is not available on this machine", x.controller)
-		}
-		if err := writeCgroup(dir, x.file, x.value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// The Devices of an OCI specification that this engine makes begin with
-// "deny all" and the default rules; a cgroup from Make holds them already.
-func deviceRule(d specs.LinuxDeviceCgroup) string {
-	num := func(n *int64) string {
-		if n == nil || *n < 0 {
-			return "*"
-		}
-		return strconv.FormatInt(*n, 10)
-	}
-	typ := d.Type
-	if typ == "" {
-		typ = "a"
-	}
-	access := d.Access
-	if access == "" {
-		access = "rwm"
-	}
-	if typ == "a" {
-		return "a"
-	}
-	return fmt.Sprintf("%s %s:%s %s", typ, num(d.Major), num(d.Minor), access)
-}
-
-func pidsMax(n int64) string {
-	if n <= 0 {
-		return "max"
-	}
-	return strconv.FormatInt(n, 10)
-}
-
-func limitV2(n int64) string {
-	if n < 0 {
-		return "max"
-	}
-	return strconv.FormatInt(n, 10)
-}
-
-func (c *Cgroups) applyV2(g *Cgroup, r *specs.LinuxResources) error {
-	var s [][2]string
-	add := func(file, value string) { s = append(s, [2]string{file, value}) }
-	if m := r.Memory; m != nil {
-		if m.Swap != nil {
-			swap := *m.Swap
-			if swap > 0 && m.Limit != nil && *m.Limit > 0 {
-				swap -= *m.Limit // v2 counts swap alone, the specification memory and swap
-			}
-			add("memory.swap.max", limitV2(swap))
-		}
-		if m.Limit != nil && *m.Limit != 0 {
-			add("memory.max", limitV2(*m.Limit))
-		}
-		if m.Reservation != nil && *m.Reservation != 0 {
-			add("memory.low", limitV2(*m.Reservation))
-		}
-	}
-	if p := r.CPU; p != nil {
-		if p.Shares != nil && *p.Shares != 0 {
-			add("cpu.weight", strconv.FormatUint(sharesToWeight(*p.Shares), 10))
-		}
-		if p.Quota != nil && *p.Quota != 0 || p.Period != nil && *p.Period != 0 {
-			quota, period := "max", uint64(100000)
-			if p.Quota != nil && *p.Quota > 0 {
-				quota = strconv.FormatInt(*p.Quota, 10)
-			}
-			if p.Period != nil && *p.Period != 0 {
-				period = *p.Period
-			}
-			add("cpu.max", fmt.Sprintf("%s %d", quota, period))
-		}
-		if p.Cpus != "" {
-			add("cpuset.cpus", p.Cpus)
-		}
-		if p.Mems != "" {
-			add("cpuset.mems", p.Mems)
-		}
-	}
-	if r.Pids != nil {
-		add("pids.max", pidsMax(*r.Pids.Limit))
-	}
-	if b := r.BlockIO; b != nil {
-		if b.Weight != nil && *b.Weight != 0 {
-			add("io.weight", strconv.FormatUint(1+(uint64(*b.Weight)-10)*9999/990, 10))
-		}
-		for _, t := range []struct {
-			key  string
-			list []specs.LinuxThrottleDevice
-		}{{"rbps", b.ThrottleReadBpsDevice}, {"wbps", b.ThrottleWriteBpsDevice}, {"riops", b.ThrottleReadIOPSDevice}, {"wiops", b.ThrottleWriteIOPSDevice}} {
-			for _, d := range t.list {
-				add("io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, t.key, d.Rate))
-			}
-		}
-	}
-	for k, v := range r.Unified {
-		if strings.Contains(k, "/") {
-			return fmt.Errorf("unified resource %q must be a file name (no slashes)", k)
-		}
-		add(k, v)
-	}
-	for _, x := range s {
-		if err := writeCgroup(g.V2, x[0], x[1]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// sharesToWeight maps cpu.shares (2 to 262144) to cpu.weight (1 to 10000) so
-// that the defaults, 1024 and 100, meet (OCI runtimes agreed on this curve).
-func sharesToWeight(shares uint64) uint64 {
-	return 1 + (max(2, min(shares, 262144))-2)*9999/262142
 }
 
 // Freeze stops or resumes every process of the cgroup and waits until it is so.
@@ -569,26 +275,6 @@ func (c *Cgroups) Pids(g *Cgroup) ([]int, error) {
 		return nil
 	})
 	return pids, err
-}
-
-// OOMKills tells how many processes the kernel killed for want of memory.
-func (c *Cgroups) OOMKills(g *Cgroup) int {
-	file := g.V2 + "/memory.events"
-	if !c.host.CgroupV2 {
-		dir := c.dirFor(g, "memory")
-		if dir == "" {
-			return 0
-		}
-		file = dir + "/memory.oom_control"
-	}
-	raw, _ := os.ReadFile(file)
-	for line := range strings.Lines(string(raw)) {
-		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			n, _ := strconv.Atoi(strings.TrimSpace(v))
-			return n
-		}
-	}
-	return 0
 }
 
 // KillAll ends every process in the cgroup and waits a moment for it to empty.
