@@ -25,7 +25,7 @@ const module = "berth.dev/berth/"
 // Packages of one layer see each other only where sameLayer says so.
 var layers = [][]string{
 	// 0, leaves: the standard library and x/sys only
-	{"errs", "undo", "atomicfile", "linux", "memory"},
+	{"errs", "undo", "atomicfile", "linux", "memory", "idmap"},
 	// 1, vocabulary: no I/O
 	{"ref", "oci", "filter", "stdmux"},
 	// 2, mechanisms: each usable alone, none knows a service

@@ -35,12 +35,15 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	apievents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	"berth.dev/berth/internal/events"
+	"berth.dev/berth/internal/idmap"
 	"berth.dev/berth/internal/image"
 	"berth.dev/berth/internal/keeper"
+	"berth.dev/berth/internal/logs/ship"
 	netsvc "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
@@ -151,6 +154,7 @@ type Options struct {
 	Images    *image.Service
 	Snapshots *snapshot.Store
 	Networks  *netsvc.Service
+	IDMap     *idmap.Mapping // nil runs containers in the host's user namespace
 	Events    *events.Bus
 	Defaults  Defaults
 	Log       *slog.Logger
@@ -162,6 +166,7 @@ type Service struct {
 	keeper *keeper.Client
 	ready  chan struct{} // closed when keeper is set: exits may be told before that
 	host   *runtime.Host
+	limits func() *runtime.Support // what this kernel can limit
 	def    atomic.Pointer[Defaults]
 
 	mu    sync.RWMutex
@@ -173,6 +178,7 @@ type Service struct {
 	users   users
 	spares  spareDirs
 	cleanup chan func() // directories to remove, behind the reply
+	ships   ship.Shipments
 	closing atomic.Bool
 }
 
@@ -220,6 +226,20 @@ func (s *Service) event(c *Container, action events.Action, extra ...string) {
 	s.o.Events.Log(eventType, action, string(r.ID), attrs)
 }
 
+// networkEvent tells that a container joined or left the network that it is on.
+func (c *Container) networkEvent(s *Service, action apievents.Action) {
+	r := c.Record()
+	if r.HostConfig.NetworkMode.IsContainer() {
+		return
+	}
+	name := networkName(r)
+	driver := name
+	if name == "none" {
+		driver = "null"
+	}
+	s.o.Events.Log(apievents.NetworkEventType, action, s.o.Networks.ID(name), map[string]string{"container": string(r.ID), "name": name, "type": driver})
+}
+
 // Open reads the records, finds or starts the keeper, and brings both to
 // agreement: see recover.go.
 func Open(ctx context.Context, o Options, program string) (*Service, error) {
@@ -231,7 +251,8 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	if s.host, err = runtime.ReadHost(); err != nil {
 		return nil, err
 	}
-	s.SetDefaults(o.Defaults)
+	s.limits = sync.OnceValue(s.host.Support)
+	Edits{s}.SetDefaults(o.Defaults)
 	if err := os.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o710); err != nil {
 		return nil, err
 	}
@@ -244,6 +265,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	if err := s.load(); err != nil {
 		return nil, err
 	}
+	s.ships.Log = o.Log
 	go s.clean()
 	kc, hello, err := keeper.Connect(keeper.ClientConfig{
 		Config:  keeper.Config{ExecRoot: o.ExecRoot, DataRoot: o.DataRoot, Parent: o.Defaults.CgroupParent, Log: o.Log},
@@ -255,12 +277,13 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s.keeper = kc
 	close(s.ready)
 	recovery{s}.reconcile(hello)
+	shipping{s}.resume()
 	go recovery{s}.sweep(ctx)
 	return s, nil
 }
 
 // SetDefaults gives the containers that come other defaults.
-func (s *Service) SetDefaults(d Defaults) {
+func (s Edits) SetDefaults(d Defaults) {
 	if d.CgroupNS == "" {
 		d.CgroupNS = container.CgroupnsModeHost
 		if s.v2() {
@@ -273,6 +296,7 @@ func (s *Service) SetDefaults(d Defaults) {
 // Close gives up the connection to the keeper. Containers run on.
 func (s *Service) Close() {
 	s.closing.Store(true)
+	s.ships.Close()
 	done := make(chan struct{})
 	s.cleanup <- func() { close(done) }
 	<-done

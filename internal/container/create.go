@@ -19,7 +19,6 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/image"
-	"berth.dev/berth/internal/logs"
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/state"
 	"berth.dev/berth/internal/undo"
@@ -368,6 +367,9 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 		hc.NetworkMode = "default"
 	case m.IsNone(), m.IsHost():
 	case m.IsContainer():
+		if m.ConnectedContainer() == "" {
+			return bad("invalid network mode: invalid container format container:<name|id>")
+		}
 		if cfg.Hostname != "" {
 			return bad("conflicting options: hostname and the network mode")
 		}
@@ -382,36 +384,12 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	} else if len(hc.PortBindings) > 0 && !hc.NetworkMode.IsContainer() {
 		warnings = append(warnings, "Published ports are discarded: this engine has no bridge network yet, the container is reachable by --network host only")
 	}
-	if hc.LogConfig.Type == "" {
-		hc.LogConfig.Type = s.def.Load().LogDriver
-		if hc.LogConfig.Type == "" {
-			hc.LogConfig.Type = "json-file"
-		}
-		if len(hc.LogConfig.Config) == 0 {
-			hc.LogConfig.Config = s.def.Load().LogOpts
-		}
-	}
-	if hc.LogConfig.Config == nil {
-		hc.LogConfig.Config = map[string]string{}
-	}
-	if err := logs.ValidateDriver(hc.LogConfig.Type, hc.LogConfig.Config); err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "")
+	if err := s.def.Load().logConfig(&hc.LogConfig); err != nil {
+		return nil, err
 	}
 	s.fillDefaults(hc)
-	for _, o := range hc.SecurityOpt {
-		k, v, ok := strings.Cut(o, "=")
-		if !ok {
-			k, v, ok = strings.Cut(o, ":")
-		}
-		switch {
-		case k == "no-new-privileges":
-			if _, err := strconv.ParseBool(v); ok && err != nil {
-				return bad("invalid --security-opt: %q", o)
-			}
-		case ok && (k == "seccomp" || k == "apparmor" || k == "label" || k == "systempaths" || k == "writable-cgroups"):
-		default:
-			return bad("invalid --security-opt 2: %q", o)
-		}
+	if err := s.checkProcess(cfg, hc); err != nil {
+		return nil, err
 	}
 	return warnings, nil
 }
@@ -450,7 +428,7 @@ func (s creator) fillDefaults(hc *container.HostConfig) {
 		if hc.ReadonlyPaths == nil {
 			hc.ReadonlyPaths = defaultReadonly()
 		}
-		if slices.Contains(hc.SecurityOpt, "systempaths=unconfined") {
+		if securityOf(hc).unmasked {
 			hc.MaskedPaths, hc.ReadonlyPaths = []string{}, []string{}
 		}
 	}
@@ -629,13 +607,13 @@ func tmpfsOptions(opts string) ([]string, error) {
 			continue
 		case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol":
 			if !hasValue {
-				return nil, errs.New(errs.Invalid, "Invalid tmpfs option %q", o)
+				return nil, errs.New(errs.Invalid, "invalid tmpfs option %q", o)
 			}
 		case "exec", "noexec", "suid", "nosuid", "dev", "nodev", "ro", "rw", "sync", "async", "atime", "noatime", "diratime",
 			"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "remount", "private", "rprivate", "shared",
 			"rshared", "slave", "rslave", "unbindable", "runbindable", "defaults", "bind", "rbind", "dirsync", "mand", "nomand":
 		default:
-			return nil, errs.New(errs.Invalid, "Invalid tmpfs option %q", o)
+			return nil, errs.New(errs.Invalid, "invalid tmpfs option %q", o)
 		}
 		out = append(out, o)
 	}

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,8 +65,14 @@ func (s Execs) ExecCreate(_ context.Context, ref string, req container.ExecCreat
 		return "", err
 	}
 	ex := s.newExec(c, req)
-	s.event(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(req.Cmd, " ")), "execID", ex.id)
+	s.event(c, execAction(events.ActionExecCreate, req.Cmd), "execID", ex.id)
 	return ex.id, nil
+}
+
+// execAction is an exec's action with its command, as Docker writes it: a blank
+// follows the program's name even without arguments.
+func execAction(a events.Action, cmd []string) events.Action {
+	return events.Action(string(a) + ": " + cmd[0] + " " + strings.Join(cmd[1:], " "))
 }
 
 // newExec registers an exec of c.
@@ -115,9 +122,18 @@ func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hij
 	if err != nil {
 		ex.failed(126)
 		s.forgetExecLater(ex)
-		return err
+		if o.Detach {
+			return err
+		}
+		conn, herr := hijack(ex.req.Tty)
+		if herr != nil {
+			return herr
+		}
+		defer conn.Close()
+		ex.tell(conn, err)
+		return nil
 	}
-	s.event(c, events.Action(string(events.ActionExecStart)+": "+strings.Join(ex.req.Cmd, " ")), "execID", ex.id)
+	s.event(c, execAction(events.ActionExecStart, ex.req.Cmd), "execID", ex.id)
 	if o.Detach {
 		return s.launchExec(ctx, ex, req, nil)
 	}
@@ -137,11 +153,7 @@ func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hij
 	err = s.launchExec(ctx, ex, req, []int{remote})
 	_ = unix.Close(remote)
 	if err != nil {
-		text := []byte(err.Error() + "\r\n") // as Docker: the stream has begun
-		if !ex.req.Tty {
-			text = append(stdmux.AppendHeader(nil, 1, len(text)), text...)
-		}
-		_, _ = conn.Write(text)
+		ex.tell(conn, err)
 		return nil
 	}
 	keys, _ := detachKeys(ex.req.DetachKeys)
@@ -154,6 +166,15 @@ func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hij
 		s.event(c, events.ActionExecDetach, "execID", ex.id)
 	}
 	return nil
+}
+
+// tell writes why there is no process to the client's stream, which has begun.
+func (e *Exec) tell(conn Conn, err error) {
+	text := []byte(err.Error() + "\r\n")
+	if !e.req.Tty {
+		text = append(stdmux.AppendHeader(nil, 1, len(text)), text...)
+	}
+	_, _ = conn.Write(text)
 }
 
 // lastConn holds the end of a stream back until the process is known to have ended.
@@ -196,6 +217,9 @@ func (s Execs) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, e
 	cfg := *r.Config
 	cfg.Tty, cfg.Env = ex.req.Tty, mergeEnv(r.Config.Env, ex.req.Env)
 	if ex.req.WorkingDir != "" {
+		if !path.IsAbs(ex.req.WorkingDir) {
+			return nil, errs.New(errs.Invalid, "OCI runtime exec failed: exec failed: Cwd must be an absolute path")
+		}
 		cfg.WorkingDir = ex.req.WorkingDir
 	}
 	hc.ConsoleSize = [2]uint{}

@@ -12,7 +12,8 @@ import (
 	"berth.dev/berth/internal/keeper"
 )
 
-// onExit is called by the keeper's client for every process that ended, in order.
+// onExit is called by the keeper's client for every process that ended, and
+// when one is killed for want of memory, in order.
 func (s *Service) onExit(e keeper.Exit) {
 	<-s.ready
 	if e.ExecID != "" {
@@ -26,7 +27,29 @@ func (s *Service) onExit(e keeper.Exit) {
 		_ = s.keeper.Forget(context.Background(), e.ID) // removed: nobody wants to know
 		return
 	}
+	if e.Running {
+		go s.outOfMemory(c, e)
+		return
+	}
 	go s.exited(c, e)
+}
+
+// outOfMemory tells that a process of a container was killed, which itself may
+// go on. When it has ended meanwhile its exit tells.
+func (s *Service) outOfMemory(c *Container, e keeper.Exit) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := *c.Status()
+	if !st.Phase.Running() || e.At.Before(st.StartedAt) {
+		return
+	}
+	if !st.OOMKilled {
+		st.OOMKilled = true
+		if err := s.save(c, st); err != nil {
+			s.o.Log.Error("cannot record an OOM kill", "id", c.Record().ID, "error", err)
+		}
+	}
+	s.event(c, events.ActionOOM)
 }
 
 // exited is the only way out of running. It runs once for each exit: the phase
@@ -48,7 +71,8 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 	if e.Lost {
 		st.Error = "the exit code was lost with the process's parent"
 	}
-	st.ExitCode, st.OOMKilled, st.FinishedAt = e.Code, e.OOM, e.At
+	newlyOOM := e.OOM && !st.OOMKilled
+	st.ExitCode, st.OOMKilled, st.FinishedAt = e.Code, st.OOMKilled || e.OOM, e.At
 	c.unwatchHealth(&st)
 	restart := !s.closing.Load() && shouldRestart(r.HostConfig.RestartPolicy, &st)
 	if restart {
@@ -68,11 +92,12 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 		ex.end(137, e.At)
 	}
 	c.io.Unlock()
-	if e.OOM {
+	if newlyOOM {
 		s.event(c, events.ActionOOM)
 	}
 	attrs := []string{"exitCode", strconv.Itoa(e.Code), "execDuration", strconv.Itoa(int(ran.Seconds()))}
 	s.event(c, events.ActionDie, attrs...)
+	c.networkEvent(s, events.ActionDisconnect)
 	if restart {
 		s.scheduleRestart(c, ran)
 		return

@@ -20,6 +20,7 @@ import (
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/image"
 	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/ref"
 	"berth.dev/berth/internal/snapshot"
 )
 
@@ -128,6 +129,7 @@ func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.P
 	if err != nil {
 		return err
 	}
+	s.event(c, events.ActionArchivePath)
 	name := st.Name
 	if name == "/" {
 		name = "./"
@@ -191,7 +193,7 @@ func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o Arc
 	if _, err := archive.Unpack(ctx, plain, at, opts); err != nil {
 		return err
 	}
-	s.event(c, events.ActionExtractToDir, "path", p)
+	s.event(c, events.ActionExtractToDir)
 	return nil
 }
 
@@ -379,15 +381,20 @@ func (s Files) Commit(ctx context.Context, o CommitOptions) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s.event(c, events.ActionCommit, "comment", o.Comment, "imageID", string(id), "imageRef", refOf(o.Repo, o.Tag))
+	s.event(c, events.ActionCommit, "comment", o.Comment, "imageID", string(id), "imageRef", familiar(o.Repo, o.Tag))
 	return string(id), nil
 }
 
-func refOf(repo, tag string) string {
-	if repo != "" && tag != "" {
-		return repo + ":" + tag
+// familiar is a repository with its tag in the form for people.
+func familiar(repo, tag string) string {
+	if repo == "" {
+		return ""
 	}
-	return repo
+	n, err := ref.ParseRepository(repo, tag)
+	if err != nil {
+		return repo
+	}
+	return n.Familiar()
 }
 
 // layer writes the container's changes as an image layer.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"time"
 
@@ -148,7 +147,7 @@ func (p *prober) probe() *container.HealthcheckResult {
 	r := &container.HealthcheckResult{Start: time.Now(), ExitCode: -1}
 	defer func() { r.End = time.Now() }()
 	ex := p.s.newExec(p.c, container.ExecCreateRequest{Cmd: healthTest(cfg), AttachStdout: true, AttachStderr: true})
-	p.s.event(p.c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(ex.req.Cmd, " ")), "execID", ex.id)
+	p.s.event(p.c, execAction(events.ActionExecCreate, ex.req.Cmd), "execID", ex.id)
 	ex.started, ex.running = true, true
 	req, err := p.s.execRequest(ex, ExecStartOptions{})
 	if err != nil {
@@ -165,7 +164,7 @@ func (p *prober) probe() *container.HealthcheckResult {
 		return r
 	}
 	req.Attach = []keeper.AttachSpec{{Stdout: true, Stderr: true}}
-	p.s.event(p.c, events.Action(string(events.ActionExecStart)+": "+strings.Join(ex.req.Cmd, " ")), "execID", ex.id)
+	p.s.event(p.c, execAction(events.ActionExecStart, ex.req.Cmd), "execID", ex.id)
 	err = p.s.launchExec(context.Background(), ex, req, []int{remote})
 	_ = unix.Close(remote)
 	defer p.s.forgetExec(ex)

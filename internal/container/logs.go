@@ -34,8 +34,8 @@ func (s Streams) Logs(ctx context.Context, ref string, o LogsOptions, begin func
 		return errs.New(errs.Invalid, "You must choose at least one stream")
 	}
 	r := c.Record()
-	if r.HostConfig.LogConfig.Type == "none" {
-		return errs.New(errs.NotImplemented, "configured logging driver does not support reading")
+	if !r.readable() {
+		return logs.ErrNotReadable
 	}
 	tty := r.Config.Tty
 	return s.copyLogs(ctx, c, o, begin(tty), !tty)
@@ -43,7 +43,7 @@ func (s Streams) Logs(ctx context.Context, ref string, o LogsOptions, begin func
 
 // replay writes what was logged before an attach.
 func (s Streams) replay(ctx context.Context, c *Container, o AttachOptions, mux bool, w io.Writer) error {
-	if c.Record().HostConfig.LogConfig.Type == "none" {
+	if !c.Record().readable() {
 		return nil
 	}
 	return s.copyLogs(ctx, c, LogsOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1}, w, mux)
@@ -58,7 +58,8 @@ func (s Streams) copyLogs(ctx context.Context, c *Container, o LogsOptions, w io
 			stopped = done
 		}
 	}
-	rd := logs.Read(ctx, s.logPath(c.Record().ID), logs.ReadOptions{Since: o.Since, Until: o.Until, Tail: o.Tail, Follow: o.Follow, Stopped: stopped, Attrs: o.Details})
+	driver, path := s.logFile(c.Record())
+	rd := logs.Read(ctx, path, logs.ReadOptions{Driver: driver, Since: o.Since, Until: o.Until, Tail: o.Tail, Follow: o.Follow, Stopped: stopped, Attrs: o.Details})
 	defer rd.Close()
 	out := make([]byte, 0, logBatch+32<<10)
 	flush := func() error {

@@ -26,6 +26,11 @@ func errBusyRemoving(c *Container) error {
 	return errs.New(errs.Conflict, "removal of container %s is already in progress", c.Record().ID)
 }
 
+// createText is how a specification that the runtime refuses reads.
+func createText(reason string) string {
+	return fmt.Sprintf("failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: %s: unknown", reason)
+}
+
 // startText is how a runtime's failure reads, in run and in exec.
 func startText(what, reason string) string {
 	if what == "exec" {

@@ -103,7 +103,7 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 	s.mu.Unlock()
 	s.event(c, events.ActionDestroy)
 	c.wake(true, container.WaitResponse{StatusCode: int64(st.ExitCode)})
-	s.later(func() {
+	shipping{s}.behind(r, func() {
 		s.removeFiles(r.ID, !c.shared.Load())
 		if err := s.o.Images.Release(context.Background(), r.Image); err != nil {
 			s.o.Log.Warn("cannot release an image", "image", r.Image, "error", err)

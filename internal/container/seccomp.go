@@ -29,11 +29,9 @@ func (f *filters) of(r *Record, spec *specs.Spec, daemonProfile string) (*keeper
 		return nil, nil
 	}
 	profile := daemonProfile
-	inline := ""
-	for _, o := range r.HostConfig.SecurityOpt {
-		if v, ok := strings.CutPrefix(o, "seccomp="); ok {
-			profile, inline = "", v // the CLI sends the file's text
-		}
+	inline := securityOf(r.HostConfig).seccomp // the CLI sends the file's text
+	if inline != "" {
+		profile = ""
 	}
 	switch {
 	case inline == "unconfined" || inline == "" && profile == "unconfined":

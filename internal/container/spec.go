@@ -10,7 +10,6 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/runtime"
 )
 
@@ -32,6 +31,7 @@ type specInput struct {
 	cgroupV2 bool
 	dir      string   // where hosts, hostname and resolv.conf are
 	caps     []string // all that the kernel knows
+	remapped bool     // it runs in a user namespace
 }
 
 // buildSpec makes the OCI specification. It does no I/O, except that privileged
@@ -49,7 +49,11 @@ func buildSpec(r *Record, in specInput) (*specs.Spec, error) {
 	addNamespaces(s, r)
 	addMounts(s, r, in)
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = hc.MaskedPaths, hc.ReadonlyPaths
-	s.Linux.Sysctl = hc.Sysctls
+	if s.Linux.Sysctl = hc.Sysctls; len(hc.Sysctls) > 0 {
+		if err := checkSysctls(hc, in.remapped); err != nil {
+			return nil, err
+		}
+	}
 	if err := addDevices(s, hc); err != nil {
 		return nil, err
 	}
@@ -75,10 +79,8 @@ func buildProcess(r *Record, in specInput) (*specs.Process, error) {
 	if cs := hc.ConsoleSize; cs[0] > 0 && cs[1] > 0 {
 		p.ConsoleSize = &specs.Box{Height: cs[0], Width: cs[1]}
 	}
-	for _, o := range hc.SecurityOpt {
-		if k, v, ok := strings.Cut(strings.Replace(o, ":", "=", 1), "="); k == "no-new-privileges" {
-			p.NoNewPrivileges = !ok || v == "true" || v == "1"
-		}
+	if sec := securityOf(hc); sec.noNewPrivileges != nil {
+		p.NoNewPrivileges = *sec.noNewPrivileges
 	}
 	adj := hc.OomScoreAdj
 	p.OOMScoreAdj = &adj
@@ -102,28 +104,17 @@ func sortedNames[V any](m map[string]V) []string {
 	return out
 }
 
-// environment is PATH, HOSTNAME, TERM for a terminal and HOME before what the
-// image and the user set; a name without "=" is left out.
+// environment is PATH, HOSTNAME and TERM for a terminal, each changed in its
+// place by what the image and the user set, then the rest of that, and HOME. A
+// name without "=" takes a variable away.
 func environment(cfg *container.Config, home string) []string {
 	env := make([]string, 0, len(cfg.Env)+4)
-	has := func(name string) bool {
-		return slices.ContainsFunc(cfg.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
-	}
-	if !has("PATH") {
-		env = append(env, defaultPath)
-	}
-	if !has("HOSTNAME") {
-		env = append(env, "HOSTNAME="+cfg.Hostname)
-	}
-	if cfg.Tty && !has("TERM") {
+	env = append(env, defaultPath, "HOSTNAME="+cfg.Hostname)
+	if cfg.Tty {
 		env = append(env, "TERM=xterm")
 	}
-	for _, e := range cfg.Env {
-		if strings.Contains(e, "=") {
-			env = append(env, e)
-		}
-	}
-	if !has("HOME") {
+	env = mergeEnv(env, cfg.Env)
+	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		env = append(env, "HOME="+home)
 	}
 	return env
@@ -134,30 +125,11 @@ func capabilities(hc *container.HostConfig, all []string) ([]string, error) {
 	if hc.Privileged {
 		return all, nil
 	}
-	norm := func(list []string) ([]string, bool, error) {
-		var out []string
-		every := false
-		for _, c := range list {
-			c = strings.ToUpper(c)
-			if c == "ALL" {
-				every = true
-				continue
-			}
-			if !strings.HasPrefix(c, "CAP_") {
-				c = "CAP_" + c
-			}
-			if !slices.Contains(all, c) {
-				return nil, false, errs.New(errs.Invalid, "invalid capability: %q", c)
-			}
-			out = append(out, c)
-		}
-		return out, every, nil
-	}
-	add, addAll, err := norm(hc.CapAdd)
+	add, addAll, err := capabilityNames("CapAdd", hc.CapAdd, all)
 	if err != nil {
 		return nil, err
 	}
-	drop, dropAll, err := norm(hc.CapDrop)
+	drop, dropAll, err := capabilityNames("CapDrop", hc.CapDrop, all)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +192,7 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 	if hc.Privileged {
 		sys, cg = "rw", "rw"
 	}
-	if slices.Contains(hc.SecurityOpt, "writable-cgroups=true") {
+	if sec := securityOf(hc); sec.writableCgroups != nil && *sec.writableCgroups {
 		cg = "rw"
 	}
 	covered := func(dest string) bool {
@@ -240,6 +212,9 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 	case hc.IpcMode.IsHost():
 		add("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev") // of the same ipc namespace
 		add("/dev/shm", "bind", "/dev/shm", "rbind", "nosuid", "noexec", "nodev")
+	case hc.IpcMode.IsContainer():
+		add("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev")
+		add("/dev/shm", "bind", donorShmSource, "bind", "nosuid", "noexec", "nodev")
 	default:
 		add("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev")
 		if !hc.IpcMode.IsNone() {

@@ -52,8 +52,14 @@ func golden(t *testing.T, name, got string) {
 func testService() *Service {
 	return &Service{
 		o: Options{Defaults: Defaults{Runtime: "berth", CgroupNS: container.CgroupnsModeHost}}, host: &runtime.Host{LastCap: 40, Caps: 1<<41 - 1},
-		byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{},
+		byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{}, limits: func() *runtime.Support { return &allLimits },
 	}
+}
+
+// allLimits is a kernel that can limit everything.
+var allLimits = runtime.Support{
+	Memory: true, Swap: true, Reservation: true, Swappiness: true, OOMKillDisable: true, CPUShares: true, CPUCfs: true, CPURealtime: true, Cpuset: true,
+	Pids: true, BlkioWeight: true, WeightDevice: true, ReadBps: true, WriteBps: true, ReadIOps: true, WriteIOps: true, Cpus: "0-1", Mems: "0",
 }
 
 func goldenSpec(t *testing.T, change func(*Record, *specInput)) *specs.Spec {

@@ -102,22 +102,8 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	if ns.net >= 0 {
 		req.NSFD[specs.NetworkNamespace] = give(ns.net)
 	}
-	for _, j := range []struct {
-		typ  specs.LinuxNamespaceType
-		file string
-		ref  string
-	}{
-		{specs.PIDNamespace, "pid", r.HostConfig.PidMode.Container()},
-		{specs.IPCNamespace, "ipc", r.HostConfig.IpcMode.Container()},
-	} {
-		if j.ref == "" {
-			continue
-		}
-		fd, err := l.joinNS(j.ref, j.file)
-		if err != nil {
-			return err
-		}
-		req.NSFD[j.typ] = give(fd)
+	if err := l.joinPIDAndIPC(r, func(t specs.LinuxNamespaceType, fd int) { req.NSFD[t] = give(fd) }); err != nil {
+		return err
 	}
 
 	// 4. The specification.
@@ -141,8 +127,12 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	req.Parent, req.Stdin, req.StdinOnce = hc.CgroupParent, r.Config.OpenStdin, r.Config.StdinOnce
 	req.Init = hc.Init != nil && *hc.Init || hc.Init == nil && s.def.Load().Init
 	req.Devices = len(hc.Devices) > 0 || hc.Privileged
-	if req.Log, err = l.logSpec(r); err != nil {
+	var shipped *shipment
+	if req.Log, shipped, err = l.logSpec(r); err != nil {
 		return err
+	}
+	if shipped != nil {
+		u.Add(shipped.drop)
 	}
 
 	// 5. Clients that attached before.
@@ -161,7 +151,10 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	if err != nil {
 		return l.startError(err)
 	}
-	u.Run() // the descriptors live on in the keeper
+	for _, fd := range fds {
+		_ = unix.Close(fd) // they live on in the keeper
+	}
+	u.Release()
 
 	// 7. The record and the event.
 	c.stopAsked.Store(false)
@@ -178,6 +171,8 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	if err := s.save(c, st); err != nil {
 		return err
 	}
+	shipping{s}.begin(c, shipped)
+	c.networkEvent(s, events.ActionConnect)
 	s.event(c, events.ActionStart)
 	if checked {
 		Execs{s}.watchHealth(c)
@@ -238,6 +233,9 @@ func startFailure(what string, err error) *failedStart {
 			out.code = 126
 		}
 	}
+	if what != "exec" && f.Stage == string(runtime.StageCwd) && unix.Errno(f.Errno) == unix.ENOTDIR {
+		return &failedStart{code: 128, msg: fmt.Sprintf("Cannot mkdir: %s is not a directory", f.Path)}
+	}
 	if out.code == 128 && f.Stage != string(runtime.StageExec) && f.Stage != string(runtime.StageCwd) {
 		init := "error during container init: "
 		if what == "exec" {
@@ -272,7 +270,7 @@ func (s launcher) netNS(c *Container) (fd int, own bool, err error) {
 	case m.IsHost():
 		return -1, false, nil
 	case m.IsContainer():
-		fd, err := s.joinNS(m.ConnectedContainer(), "net")
+		fd, err := s.joinNet(m.ConnectedContainer())
 		return fd, false, err
 	default:
 		fd, err := s.o.Networks.Isolated()
@@ -280,26 +278,24 @@ func (s launcher) netNS(c *Container) (fd int, own bool, err error) {
 	}
 }
 
-// joinNS opens a namespace of another container, which must run.
-func (s launcher) joinNS(ref, file string) (int, error) {
+// joinNet opens the network namespace of another container, which must run.
+func (s launcher) joinNet(ref string) (int, error) {
 	other, err := s.Get(ref)
 	if err != nil {
 		return -1, err
 	}
-	st := other.Status()
-	if !st.Phase.Running() {
-		return -1, errs.New(errs.Conflict, "cannot join %s namespace of a non running container: container %s is %s", file, ref, st.Phase)
+	if st := other.Status(); !st.Phase.Running() {
+		return -1, errs.New(errs.Conflict, "cannot join network namespace of a non running container: container %s is %s", other.Record().Name, st.Phase)
 	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", st.Pid, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, errs.New(errs.Conflict, "cannot join the %s namespace of container %s: %v", file, ref, err)
-	}
-	return fd, nil
+	return openNS(other, "net")
 }
 
 // openSource clones what a bind mount shows, making a missing directory where
 // that was asked for.
 func (s launcher) openSource(r *Record, m specs.Mount) (int, error) {
+	if m.Source == donorShmSource {
+		return s.donorShm(r)
+	}
 	recursive := false
 	for _, o := range m.Options {
 		recursive = recursive || o == "rbind"

@@ -420,19 +420,6 @@ func TestMergeImage(t *testing.T) {
 	}
 }
 
-func TestMergeLimits(t *testing.T) {
-	one := int64(1)
-	to := container.Resources{Memory: 5, CPUPeriod: 100, CPUQuota: 50, CpusetCpus: "0"}
-	mergeLimits(&to, &container.Resources{NanoCPUs: 7, PidsLimit: &one, BlkioWeight: 10})
-	if to.Memory != 5 || to.NanoCPUs != 7 || to.CPUPeriod != 0 || to.CPUQuota != 0 || *to.PidsLimit != 1 || to.BlkioWeight != 10 || to.CpusetCpus != "0" {
-		t.Errorf("%+v", to)
-	}
-	mergeLimits(&to, &container.Resources{CPUQuota: 60})
-	if to.NanoCPUs != 0 || to.CPUQuota != 60 {
-		t.Errorf("%+v", to)
-	}
-}
-
 func TestStartFailureIsTyped(t *testing.T) {
 	if f := startFailure("run", errors.New("other")); f != nil {
 		t.Errorf("%+v", f)

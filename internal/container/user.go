@@ -53,6 +53,7 @@ func resolveUser(rootFD int, user string, groupAdd []string) (identity, error) {
 		return out, err
 	}
 	name, group, hasGroup := strings.Cut(user, ":")
+	group, _, _ = strings.Cut(group, ":") // what follows means nothing, as in Docker
 	if name == "" {
 		name = "0"
 	}
@@ -95,6 +96,7 @@ func resolveUser(rootFD int, user string, groupAdd []string) (identity, error) {
 		}
 		out.AdditionalGids = append(out.AdditionalGids, gid)
 	}
+	out.AdditionalGids = unique(out.AdditionalGids)
 	// The primary group is among the supplementary ones, so that dropping it
 	// by a group change loses nothing (as Docker has it since CVE-2022-36109).
 	if !slices.Contains(out.AdditionalGids, out.GID) {
@@ -122,21 +124,28 @@ func findGroup(groups []account, name string) (uint32, error) {
 	return 0, errs.New(errs.Invalid, "unable to find group %s: no matching entries in group file", name)
 }
 
-// parseID reads a number; what is not one is a name. A number out of range is an error.
-func parseID(s string) (id uint32, numeric bool, err error) {
-	for _, r := range s {
-		if r < '0' || r > '9' {
-			if s[0] == '-' && len(s) > 1 && strings.Trim(s[1:], "0123456789") == "" {
-				return 0, false, fmt.Errorf("%s is out of range", s)
-			}
-			return 0, false, nil
+// unique leaves out what stands in a short list before.
+func unique(ids []uint32) []uint32 {
+	var out []uint32
+	for _, id := range ids {
+		if !slices.Contains(out, id) {
+			out = append(out, id)
 		}
 	}
-	n, err := strconv.ParseUint(s, 10, 64)
-	if err != nil || n > maxID {
+	return out
+}
+
+// parseID reads a number, which may have a sign; what is not one, or is larger
+// than any number that is read, is a name. A number out of range is an error.
+func parseID(s string) (id uint32, numeric bool, err error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0, false, nil //nolint:nilerr // a name
+	}
+	if n < 0 || n > maxID {
 		return 0, false, fmt.Errorf("%s is out of range", s)
 	}
-	return uint32(n), s != "", nil
+	return uint32(n), true, nil
 }
 
 // readAccounts reads passwd (7 fields) or group (4). A file that is missing, or

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"berth.dev/berth/internal/logs"
+	"berth.dev/berth/internal/logs/drivers"
 )
 
 // ErrHelp is what Parse returns when the help text was asked for and printed.
@@ -238,7 +238,7 @@ func (c *Config) check() error {
 			return fmt.Errorf("invalid default address pool: base %s, size %d", p.Base, p.Size)
 		}
 	}
-	if err := logs.ValidateDriver(c.Default.LogDriver, c.Default.LogOptions); err != nil {
+	if err := drivers.Validate(c.Default.LogDriver, c.Default.LogOptions); err != nil {
 		return fmt.Errorf("failed to set log opts: %w", err)
 	}
 	return nil

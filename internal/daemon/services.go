@@ -147,7 +147,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 			if err := plugins.Check(ctx); err != nil {
 				log.Warn(err.Error()) // requests are refused until it is there
 			}
-			containers.SetDefaults(containerDefaults(c))
+			edits.SetDefaults(containerDefaults(c))
 			sys.Reload(SystemConfig(c, id))
 			b.Log(events.DaemonEventType, events.ActionReload, id, reloadAttributes(c))
 		},

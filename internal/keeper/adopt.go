@@ -81,6 +81,9 @@ func (k *Keeper) adopt(r *AdoptRequest, fds []int) error {
 	t.io.interest()
 	t.watch(k.loop)
 	k.loop.mu.Unlock()
+	if k.cgroups.MemoryLimited(t.cgroup) {
+		k.watchOOM(t, false)
+	}
 	return nil
 }
 

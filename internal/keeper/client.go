@@ -19,7 +19,8 @@ import (
 type ClientConfig struct {
 	Config
 	Program string // the berth-keeper to start, and to upgrade to
-	// OnExit is called for each process that ends, in order, from one goroutine.
+	// OnExit is called for each process that ends, and for each time that a task
+	// runs out of memory, in order, from one goroutine.
 	OnExit func(Exit)
 	// OnBack is called when the connection was lost and is there again: what
 	// Hello tells may differ from what the engine believes.
@@ -58,7 +59,7 @@ func Connect(cfg ClientConfig) (*Client, *Hello, error) {
 	c := &Client{cfg: cfg, pending: map[uint64]chan reply{}, held: map[string][]int{}, sent: map[string]bool{}, exits: make(chan Exit, 1024)}
 	go func() {
 		for e := range c.exits {
-			if e.ExecID == "" {
+			if e.ExecID == "" && !e.Running {
 				c.drop(e.ID)
 			}
 			cfg.OnExit(e)
@@ -208,7 +209,7 @@ func (c *Client) read(cn *conn) {
 		if m.ID == 0 {
 			closeAll(fds)
 			var e Exit
-			if m.Op == "exit" && json.Unmarshal(m.Body, &e) == nil {
+			if (m.Op == "exit" || m.Op == "oom") && json.Unmarshal(m.Body, &e) == nil {
 				c.exits <- e
 			}
 			continue

@@ -21,14 +21,19 @@ func (t *task) watch(l *loop) {
 
 // exited is called by the loop when a pidfd is readable.
 func (k *Keeper) exited(s *source) {
-	if s.ex != nil {
+	switch {
+	case s.ex != nil:
 		k.execExited(s)
+		return
+	case s.oom != nil:
+		k.outOfMemory(s)
 		return
 	}
 	t := s.task
 	code, lost := reapPid(t.pidFD, t.adopted, t.pid, t.start)
 	k.loop.mu.Lock()
 	k.loop.remove(s)
+	limited := t.oom.end(k.loop)
 	t.io.drain(k.loop.buf)
 	done := t.io.drained()
 	if !done && t.nsFlags&unix.CLONE_NEWPID == 0 {
@@ -37,7 +42,8 @@ func (k *Keeper) exited(s *source) {
 	}
 	k.loop.mu.Unlock()
 	e := &Exit{ID: t.id, Code: code, Lost: lost, At: time.Now()}
-	if code == 137 && k.cgroups.OOMKills(t.cgroup) > 0 {
+	// With a limit of its own a kill among its children counts too.
+	if (limited || code == 137) && k.cgroups.OOMKills(t.cgroup) > 0 {
 		e.OOM = true
 	}
 	k.mu.Lock()

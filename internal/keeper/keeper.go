@@ -69,6 +69,7 @@ type task struct {
 	io       *stdio
 	exec     map[string]*execution
 	src      *source
+	oom      oomWatch
 	adopted  bool // not a child of this process
 	starting bool
 }
@@ -398,7 +399,13 @@ func (k *Keeper) update(t *Target) error {
 	if err != nil {
 		return err
 	}
-	return k.cgroups.Apply(task.cgroup, t.Limits)
+	if err := k.cgroups.Apply(task.cgroup, t.Limits); err != nil {
+		return err
+	}
+	if limitsMemory(t.Limits) {
+		k.watchOOM(task, false)
+	}
+	return nil
 }
 
 func (k *Keeper) pids(t *Target) ([]int, error) {

@@ -23,6 +23,7 @@
 //	  start {spec…} + fds      ─▶     {pid, …} + [pidfd, stdio read ends]
 //	  exec, attach, signal …   ─▶     {…}
 //	                           ◀─     event exit {id, code, at}
+//	                           ◀─     event oom {id, at}
 //	  forget {id}              ─▶     the record of an ended task is dropped
 //
 // # What survives what
@@ -40,6 +41,8 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"berth.dev/berth/internal/runtime"
 )
 
 // Version is the protocol's version. An engine with another one has the keeper
@@ -95,6 +98,9 @@ type LogSpec struct {
 	MaxFile  int               `json:"maxFile,omitempty"`
 	Compress bool              `json:"compress,omitempty"`
 	Attrs    map[string]string `json:"attrs,omitempty"`
+
+	NonBlocking bool  `json:"nonBlocking,omitempty"` // drop lines rather than wait for the file
+	Buffer      int64 `json:"buffer,omitempty"`      // bytes kept for that
 }
 
 // Filter is a compiled seccomp filter. It is sent once; later requests name it by Key.
@@ -102,6 +108,12 @@ type Filter struct {
 	Key   string `json:"key"`
 	Code  []byte `json:"code,omitempty"`
 	Flags uint   `json:"flags,omitempty"`
+}
+
+// HostIDs are the host's ids of a container in a user namespace.
+type HostIDs struct {
+	Owner    runtime.Owner `json:"owner"` // its root
+	UID, GID uint32        // the process's own
 }
 
 // StartRequest starts a task. Descriptor numbers are indexes into the
@@ -118,6 +130,7 @@ type StartRequest struct {
 	Stdin     bool                             `json:"stdin,omitempty"`     // keep stdin open
 	StdinOnce bool                             `json:"stdinOnce,omitempty"` // close it when the first attachment ends its input
 	Init      bool                             `json:"init,omitempty"`
+	IDs       *HostIDs                         `json:"ids,omitempty"`
 	Devices   bool                             `json:"devices,omitempty"` // Spec.Linux.Devices holds more than the default nodes
 	Attach    []AttachSpec                     `json:"attach,omitempty"`
 }
@@ -139,6 +152,7 @@ type ExecRequest struct {
 	Filter  *Filter        `json:"filter,omitempty"`
 	Stdin   bool           `json:"stdin,omitempty"`
 	Attach  []AttachSpec   `json:"attach,omitempty"`
+	IDs *HostIDs `json:"ids,omitempty"`
 }
 
 // Target names a task, or an exec of it, with one argument.
@@ -161,6 +175,9 @@ type Exit struct {
 	At     time.Time `json:"at"`
 	OOM    bool      `json:"oom,omitempty"`
 	Lost   bool      `json:"lost,omitempty"` // the code could not be learnt
+	// Running tells of no exit: the kernel ended a process of the task for
+	// want of memory, and the task may go on. OOM is set.
+	Running bool `json:"running,omitempty"`
 }
 
 // TaskInfo is one task in the answer to hello.

@@ -77,19 +77,25 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	u.Add(func() { k.later(func() { k.removeCgroup(t.cgroup) }) })
 	l.CgroupV1, l.CgroupV2, l.CgroupView = t.cgroup.V1, t.cgroup.V2FD, t.cgroup.View
 	if err := k.cgroups.Apply(t.cgroup, r.Spec.Linux.Resources); err != nil {
-		return nil, nil, err
+		return nil, nil, &Failure{Kind: KindStart, Stage: string(runtime.StageCgroup), Msg: "error setting cgroup config for procHooks process: " + err.Error()}
 	}
 	var devices []specs.LinuxDevice
 	if r.Devices {
 		devices = r.Spec.Linux.Devices
 	}
-	if l.Dev, err = k.pool.dev(devices); err != nil {
+	if r.IDs != nil {
+		l.Owner = r.IDs.Owner
+		l.Dev, err = runtime.NewDevTreeFor(l.Owner, devices)
+	} else {
+		l.Dev, err = k.pool.dev(devices)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	defer l.Dev.Close()
 
 	// 3. Stdio.
-	t.io = &stdio{loop: k.loop, term: t.term, once: r.StdinOnce, logSpec: r.Log}
+	t.io = &stdio{loop: k.loop, term: t.term, once: r.StdinOnce, logSpec: r.Log, ids: r.IDs}
 	child, console, err := t.io.open(l.Dev, r.Stdin, r.Spec.Process)
 	if err != nil {
 		return nil, nil, err
@@ -125,9 +131,13 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	k.loop.mu.Lock()
 	// Copies: the originals may be closed by the exit before the reply is sent.
 	handles = dupAll(t.handles())
+	t.oom.limited = limitsMemory(r.Spec.Linux.Resources)
 	t.watch(k.loop)
 	k.loop.mu.Unlock()
 	k.afterReply(handles)
+	if t.oom.limited {
+		go k.watchOOM(t, true) // a kill before that is seen at the exit, or when the watch begins
+	}
 	return reply, handles, nil
 }
 
@@ -235,7 +245,7 @@ func (s *stdio) open(dev *runtime.DevTree, stdin bool, pr *specs.Process) (child
 			return child, "", err
 		}
 		child[i] = rw
-		if uid, gid := int(pr.User.UID), int(pr.User.GID); uid != 0 || gid != 0 {
+		if uid, gid := s.owner(pr); uid != 0 || gid != 0 {
 			_ = unix.Fchown(rw, uid, gid) // so that the process may open /dev/stdout
 		}
 	}
@@ -250,6 +260,14 @@ func (s *stdio) open(dev *runtime.DevTree, stdin bool, pr *specs.Process) (child
 	return child, "", nil
 }
 
+// owner is whose the streams of a process are, in the host's ids.
+func (s *stdio) owner(pr *specs.Process) (uid, gid int) {
+	if s.ids != nil {
+		return int(s.ids.UID), int(s.ids.GID)
+	}
+	return int(pr.User.UID), int(pr.User.GID)
+}
+
 // terminal takes a new terminal's master.
 func (s *stdio) terminal(master, slave int, pr *specs.Process) {
 	src := &source{fd: master, stream: streamStdout, io: s}
@@ -257,7 +275,7 @@ func (s *stdio) terminal(master, slave int, pr *specs.Process) {
 	if b := pr.ConsoleSize; b != nil && b.Height > 0 && b.Width > 0 {
 		_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(b.Height), Col: uint16(b.Width)})
 	}
-	if uid := int(pr.User.UID); uid != 0 {
+	if uid, _ := s.owner(pr); uid != 0 {
 		_ = unix.Fchown(slave, uid, -1)
 	}
 	s.loop.mu.Lock()
@@ -294,7 +312,7 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 	var u undo.Stack
 	defer u.Run()
 	ex := &execution{id: r.ExecID, task: t, term: r.Process.Terminal, pidFD: -1}
-	ex.io = &stdio{loop: k.loop, term: ex.term, once: true}
+	ex.io = &stdio{loop: k.loop, term: ex.term, once: true, ids: r.IDs}
 	var dev *runtime.DevTree
 	if ex.term {
 		if dev, err = terminalsOf(t.pid); err != nil {

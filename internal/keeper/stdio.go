@@ -19,6 +19,8 @@ const (
 // stdio is the keeper's side of a process's input and output. The loop's lock
 // guards all of it.
 type stdio struct {
+	ids *HostIDs // of a container in a user namespace
+
 	loop *loop
 	term bool // one terminal instead of pipes
 
@@ -42,6 +44,7 @@ type source struct {
 	at      *attachment
 	task    *task // for a pidfd
 	ex      *execution
+	oom     *task // for what tells that the task runs out of memory
 	events  uint32
 	watched bool
 }
@@ -88,7 +91,7 @@ func (s *stdio) deliver(stream byte, b []byte) {
 
 func (s *stdio) openLog() {
 	l := s.logSpec
-	sink, err := logs.Open(l.Driver, l.Path, logs.Options{MaxSize: l.MaxSize, MaxFile: l.MaxFile, Compress: l.Compress, Attrs: l.Attrs})
+	sink, err := logs.Open(l.Driver, l.Path, logs.Options{MaxSize: l.MaxSize, MaxFile: l.MaxFile, Compress: l.Compress, Attrs: l.Attrs, NonBlocking: l.NonBlocking, Buffer: l.Buffer})
 	if err != nil {
 		s.loop.warn("cannot open the log", l.Path, err)
 		s.logSpec = nil

@@ -260,6 +260,9 @@ func (k *Keeper) resume(st *saved) error {
 		k.tasks[t.id] = t
 		if t.exit == nil && t.pidFD >= 0 {
 			t.watch(k.loop)
+			if k.cgroups.MemoryLimited(t.cgroup) {
+				go k.watchOOM(t, false)
+			}
 		}
 	}
 	return nil

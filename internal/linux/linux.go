@@ -58,7 +58,25 @@ func enterNetNS() (int, error) {
 	if err := LoopbackUp(); err != nil {
 		return -1, err
 	}
+	openNet()
 	return unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+}
+
+// openNet lets everybody in the calling thread's network namespace bind low
+// ports and send pings, as Docker does: there are no others there to protect. A
+// kernel that does not know a setting needs none.
+func openNet() {
+	for file, value := range map[string]string{
+		"/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
+		"/proc/sys/net/ipv4/ping_group_range":           "0 2147483647",
+	} {
+		fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		_, _ = unix.Write(fd, []byte(value))
+		_ = unix.Close(fd)
+	}
 }
 
 // LoopbackUp brings lo up in the calling thread's network namespace.

@@ -44,6 +44,10 @@ var Attributes = []string{"labels", "labels-regex", "env", "env-regex", "tag"}
 // files keep.
 const cachePrefix = "cache-"
 
+// SpoolOption tells whether k is an option of the local copy, and which one of
+// the driver local it stands for.
+func SpoolOption(k string) (string, bool) { return strings.CutPrefix(k, cachePrefix) }
+
 // Common splits off the options that are every driver's, and checks them: the
 // mode, and the local copy's.
 func Common(opts map[string]string) (own map[string]string, err error) {

@@ -41,8 +41,8 @@ type Reader struct {
 	buf        []byte // buf[pos:end] is read and not yet yielded
 	pos, end   int
 	base       int64 // where in the file, uncompressed, buf begins
-	scanned    int  // buf[pos:pos+scanned] holds no newline
-	discarding bool // inside a line longer than maxEntry
+	scanned    int   // buf[pos:pos+scanned] holds no newline
+	discarding bool  // inside a line longer than maxEntry
 	atEOF      bool
 
 	watch *watcher // when following

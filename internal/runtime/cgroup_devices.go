@@ -232,7 +232,8 @@ func (c *Cgroups) devicesV2(g *Cgroup, rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("cannot restrict devices: %w", err)
 	}
 	if !set.allow || len(set.exceptions) > 0 {
-		prog, shared, err := c.deviceProgram(set, len(rules) == 0)
+		// The same program cannot be attached twice, even to replace itself.
+		prog, shared, err := c.deviceProgram(set, len(rules) == 0 && len(old) == 0)
 		if err != nil {
 			return fmt.Errorf("cannot restrict devices: %w", err)
 		}

@@ -54,6 +54,12 @@ func (c *Cgroups) applyV1(g *Cgroup, r *specs.LinuxResources) error {
 	add := func(ctrl, file, value string) { s = append(s, setting{controller: ctrl, file: file, value: value}) }
 	if p := r.CPU; p != nil {
 		if p.Shares != nil && *p.Shares != 0 {
+			switch { // the kernel would take the nearest that it can do, and not tell
+			case *p.Shares < minShares:
+				return fmt.Errorf("the minimum allowed cpu-shares is %d", minShares)
+			case *p.Shares > maxShares:
+				return fmt.Errorf("the maximum allowed cpu-shares is %d", maxShares)
+			}
 			add("cpu", "cpu.shares", strconv.FormatUint(*p.Shares, 10))
 		}
 		if p.Period != nil && *p.Period != 0 {
@@ -389,14 +395,17 @@ func blockV2(g *Cgroup, b *specs.LinuxBlockIO) (s []setting) {
 	return s
 }
 
+// The range of cpu.shares.
+const minShares, maxShares = 2, 262144
+
 // sharesToWeight maps cpu.shares (2 to 262144) to cpu.weight (1 to 10000). The
 // curve, a parabola between logarithms, meets the ends and the defaults, 1024
 // and 100: OCI runtimes have agreed on it, since a straight line gives 39 there.
 func sharesToWeight(shares uint64) uint64 {
 	switch {
-	case shares <= 2:
+	case shares <= minShares:
 		return 1
-	case shares >= 262144:
+	case shares >= maxShares:
 		return 10000
 	}
 	l := math.Log2(float64(shares))

@@ -19,7 +19,7 @@ func fakeCgroups(t *testing.T, v2 bool, files ...string) (*Cgroups, *Cgroup, fun
 	if v2 {
 		h.Hierarchies = []Hierarchy{{Name: "unified", Path: dir, Unified: true, Controllers: []string{"cpu", "memory", "io", "pids", "cpuset"}}}
 	} else {
-		h.Hierarchies = []Hierarchy{{Name: "all", Path: dir, Controllers: []string{"cpu", "memory", "blkio", "pids", "cpuset", "devices", "freezer"}}}
+		h.Hierarchies = []Hierarchy{{Name: "all", Path: dir, Controllers: []string{"cpu", "memory", "blkio", "pids", "cpuset", "devices", "freezer", "hugetlb", "rdma", "net_cls", "net_prio"}}}
 	}
 	g := &Cgroup{Rel: "/g", V2FD: -1, View: -1}
 	if err := os.Mkdir(dir+"/g", 0o755); err != nil {
@@ -47,10 +47,10 @@ func fakeCgroups(t *testing.T, v2 bool, files ...string) (*Cgroups, *Cgroup, fun
 var (
 	v1Files = []string{
 		"memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness", "memory.oom_control", "cpu.shares",
-		"cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.rt_period_us", "cpu.rt_runtime_us", "cpuset.cpus", "cpuset.mems", "pids.max", "blkio.weight",
-		"blkio.throttle.read_bps_device", "blkio.throttle.write_iops_device", "devices.allow", "devices.deny",
+		"cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.rt_period_us", "cpu.rt_runtime_us", "cpuset.cpus", "cpuset.mems", "pids.max", "blkio.weight", "blkio.weight_device", "cpu.idle", "cpu.cfs_burst_us",
+		"hugetlb.2MB.limit_in_bytes", "rdma.max", "net_cls.classid", "net_prio.ifpriomap", "blkio.throttle.read_bps_device", "blkio.throttle.write_iops_device", "devices.allow", "devices.deny",
 	}
-	v2Files = []string{"memory.max", "memory.swap.max", "memory.low", "cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems", "pids.max", "io.weight", "io.max", "memory.high"}
+	v2Files = []string{"memory.max", "memory.swap.max", "memory.low", "cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems", "pids.max", "io.weight", "io.max", "memory.high", "hugetlb.2MB.max", "rdma.max", "cpu.idle", "cpu.max.burst"}
 )
 
 func TestApply(t *testing.T) {
@@ -87,7 +87,7 @@ func TestApply(t *testing.T) {
 			"cpu",
 			specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1024)), Period: ptr(uint64(100000)), Quota: ptr(int64(50000)), Cpus: "0-1", Mems: "0"}},
 			map[string]string{"cpu.shares": "1024", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000", "cpuset.cpus": "0-1", "cpuset.mems": "0"},
-			map[string]string{"cpu.weight": "39", "cpu.max": "50000 100000", "cpuset.cpus": "0-1", "cpuset.mems": "0"},
+			map[string]string{"cpu.weight": "100", "cpu.max": "50000 100000", "cpuset.cpus": "0-1", "cpuset.mems": "0"},
 		},
 		{
 			"cpu, quota only",
@@ -125,12 +125,41 @@ func TestApply(t *testing.T) {
 			map[string]string{"blkio.throttle.write_iops_device": "8:16 9"},
 			map[string]string{"io.max": "8:16 wiops=9"},
 		},
-		{"unified", specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}}, nil, map[string]string{"memory.high": "77"}},
 		{
-			"devices",
-			specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: ptr(int64(10)), Access: "rw"}, {Type: "a"}}},
-			map[string]string{"devices.allow": "c 10:* rw", "devices.deny": "a"},
+			"weights of devices",
+			specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{WeightDevice: []specs.LinuxWeightDevice{weighted(8, 16, 100)}}},
+			map[string]string{"blkio.weight_device": "8:16 100"},
+			map[string]string{"io.weight": "8:16 910"},
+		},
+		{
+			"huge pages",
+			specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}},
+			map[string]string{"hugetlb.2MB.limit_in_bytes": "4194304"},
+			map[string]string{"hugetlb.2MB.max": "4194304"},
+		},
+		{
+			"rdma",
+			specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"mlx5_1": {HcaHandles: ptr(uint32(3)), HcaObjects: ptr(uint32(4))}}},
+			map[string]string{"rdma.max": "mlx5_1 hca_handle=3 hca_object=4"},
+			map[string]string{"rdma.max": "mlx5_1 hca_handle=3 hca_object=4"},
+		},
+		{
+			"network",
+			specs.LinuxResources{Network: &specs.LinuxNetwork{ClassID: ptr(uint32(1048577)), Priorities: []specs.LinuxInterfacePriority{{Name: "lo", Priority: 5}}}},
+			map[string]string{"net_cls.classid": "1048577", "net_prio.ifpriomap": "lo 5"},
 			nil,
+		},
+		{
+			"burst and idle",
+			specs.LinuxResources{CPU: &specs.LinuxCPU{Burst: ptr(uint64(500)), Idle: ptr(int64(1))}},
+			map[string]string{"cpu.cfs_burst_us": "500", "cpu.idle": "1"},
+			map[string]string{"cpu.max.burst": "500", "cpu.idle": "1"},
+		},
+		{
+			"no memory limit",
+			specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}, Pids: &specs.LinuxPids{}},
+			map[string]string{"memory.limit_in_bytes": "-1", "memory.memsw.limit_in_bytes": "-1", "pids.max": ""},
+			map[string]string{"memory.max": "max", "memory.swap.max": "max", "pids.max": ""},
 		},
 	}
 	for _, c := range cases {
@@ -152,12 +181,48 @@ func TestApply(t *testing.T) {
 			}
 		})
 	}
-	cg, g, _ := fakeCgroups(t, true, v2Files...)
-	if err := cg.Apply(g, &specs.LinuxResources{Unified: map[string]string{"../memory.max": "1"}}); err == nil {
-		t.Error("a unified resource with a path is written")
+	cg, g, read := fakeCgroups(t, true, v2Files...)
+	for _, refused := range []specs.LinuxResources{
+		{Unified: map[string]string{"../memory.max": "1"}},
+		{Memory: &specs.LinuxMemory{Swap: ptr(int64(5))}},
+		{Memory: &specs.LinuxMemory{Limit: ptr(int64(6)), Swap: ptr(int64(5))}},
+	} {
+		if err := cg.Apply(g, &refused); err == nil {
+			t.Errorf("%+v is accepted", refused)
+		}
+	}
+	if err := cg.Apply(g, &specs.LinuxResources{Unified: map[string]string{"memory.high": "77", "cpu.max": "max"}}); err != nil || read("memory.high") != "77" {
+		t.Errorf("unified: %v, %q", err, read("memory.high"))
 	}
 	if err := cg.Apply(g, nil); err != nil {
 		t.Error(err)
+	}
+	cg, g, read = fakeCgroups(t, false, v1Files...)
+	if err := cg.Apply(g, &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}}); err == nil {
+		t.Error("unified resources are accepted on v1")
+	}
+	if err := cg.Apply(g, &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: ptr(int64(10)), Access: "rw"}, {Type: "a"}}}); err != nil ||
+		read("devices.allow") != "c 10:* rw" || read("devices.deny") != "a" {
+		t.Errorf("devices: %v, %q %q", err, read("devices.allow"), read("devices.deny"))
+	}
+}
+
+func weighted(major, minor int64, w uint16) specs.LinuxWeightDevice {
+	d := specs.LinuxWeightDevice{Weight: &w}
+	d.Major, d.Minor = major, minor
+	return d
+}
+
+// A kernel that does not count swap: "unlimited" needs no file, a limit does.
+func TestNoSwapAccounting(t *testing.T) {
+	for _, v2 := range []bool{false, true} {
+		cg, g, _ := fakeCgroups(t, v2, "memory.limit_in_bytes", "memory.max")
+		if err := cg.Apply(g, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(-1))}}); err != nil {
+			t.Errorf("v2=%v: %v", v2, err)
+		}
+		if err := cg.Apply(g, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(200))}}); err == nil {
+			t.Errorf("v2=%v: a swap limit is set by nothing", v2)
+		}
 	}
 }
 
@@ -203,7 +268,7 @@ func TestMemoryOrder(t *testing.T) {
 }
 
 func TestSharesToWeight(t *testing.T) {
-	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 1024: 39, 262144: 10000, 1 << 40: 10000} {
+	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 1024: 100, 512: 59, 262144: 10000, 1 << 40: 10000} {
 		if got := sharesToWeight(shares); got != want {
 			t.Errorf("%d: %d, want %d", shares, got, want)
 		}

@@ -34,6 +34,15 @@ func (h *Host) Capabilities() []string {
 	return out
 }
 
+// IsCapability reports whether a name, in its long form, is that of a capability.
+func IsCapability(name string) bool { return slices.Contains(capNames, name) }
+
+// IsRlimit reports whether a name, as --ulimit has it, is that of a resource limit.
+func IsRlimit(name string) bool {
+	_, ok := rlimitNumbers["RLIMIT_"+strings.ToUpper(name)]
+	return ok
+}
+
 func capMask(names []string) (uint64, error) {
 	var m uint64
 	for _, n := range names {

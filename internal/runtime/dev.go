@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -45,8 +46,17 @@ func DefaultDevices() []specs.LinuxDevice {
 	}
 }
 
+// Owner are the host's ids that own what is made for a container: those of its
+// root, and that of its group of terminals. The zero value is the host's root.
+type Owner struct{ UID, GID, TTY uint32 }
+
 // NewDevTree makes a tree with the default nodes and extra ones.
 func NewDevTree(extra []specs.LinuxDevice) (*DevTree, error) {
+	return NewDevTreeFor(Owner{TTY: 5}, extra)
+}
+
+// NewDevTreeFor makes a tree that belongs to the root of a user namespace.
+func NewDevTreeFor(o Owner, extra []specs.LinuxDevice) (*DevTree, error) {
 	var u undo.Stack
 	defer u.Run()
 	mount := func(fs string, attr int, opts ...[2]string) (int, error) {
@@ -60,7 +70,7 @@ func NewDevTree(extra []specs.LinuxDevice) (*DevTree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make /dev: %w", err)
 	}
-	pts, err := mount("devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, [2]string{"ptmxmode", "0666"}, [2]string{"mode", "0620"}, [2]string{"gid", "5"}, [2]string{"source", "devpts"})
+	pts, err := mount("devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, [2]string{"ptmxmode", "0666"}, [2]string{"mode", "0620"}, [2]string{"gid", strconv.FormatUint(uint64(o.TTY), 10)}, [2]string{"source", "devpts"})
 	if err != nil {
 		return nil, fmt.Errorf("cannot make /dev/pts: %w", err)
 	}
@@ -88,6 +98,11 @@ func NewDevTree(extra []specs.LinuxDevice) (*DevTree, error) {
 			return nil, err
 		}
 	}
+	if o.UID != 0 || o.GID != 0 {
+		if err := o.take(root, pts, shm); err != nil {
+			return nil, err
+		}
+	}
 	null, err := unix.Openat(root, "null", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -99,6 +114,29 @@ func NewDevTree(extra []specs.LinuxDevice) (*DevTree, error) {
 	}
 	u.Release()
 	return &DevTree{Root: root, Pts: pts, Shm: shm, Null: null}, nil
+}
+
+// take gives a tree to o. Extra devices keep their owners.
+func (o Owner) take(root, pts, shm int) error {
+	for _, fd := range []int{root, pts, shm} {
+		if err := unix.Fchownat(fd, "", int(o.UID), int(o.GID), unix.AT_EMPTY_PATH); err != nil {
+			return fmt.Errorf("cannot give /dev to the container's root: %w", err)
+		}
+	}
+	names := []string{"pts", "shm", "mqueue"}
+	for _, l := range devLinks {
+		names = append(names, l[1])
+	}
+	for _, d := range DefaultDevices() {
+		names = append(names, path.Base(d.Path))
+	}
+	for _, n := range names {
+		if err := unix.Fchownat(root, n, int(o.UID), int(o.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("cannot give /dev/%s to the container's root: %w", n, err)
+		}
+	}
+	_ = unix.Fchownat(pts, "ptmx", int(o.UID), int(o.GID), 0)
+	return nil
 }
 
 // Close gives the tree back; what was moved into a container stays there.
@@ -117,7 +155,7 @@ func makeNode(root int, d *specs.LinuxDevice) error {
 	}
 	dir := root
 	if parent := path.Dir(rel); parent != "." {
-		fd, err := makeInRoot(root, parent, false)
+		fd, err := makeInRoot(root, parent, false, Owner{})
 		if err != nil {
 			return &StartError{Stage: StageDevice, Path: d.Path, Errno: errnoOf(err)}
 		}

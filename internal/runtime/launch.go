@@ -29,6 +29,7 @@ type Launch struct {
 	MountFD map[int]int // by index in Spec.Mounts: detached clones of bind sources
 	NSFD    map[specs.LinuxNamespaceType]int
 	Dev     *DevTree
+	Owner   Owner // of what is made in the root filesystem
 
 	Seccomp      []byte // compiled filter, struct sock_filter after another
 	SeccompFlags uint
@@ -118,6 +119,18 @@ func (l *Launch) newNamespace(t specs.LinuxNamespaceType) bool {
 	return slices.ContainsFunc(l.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
 }
 
+// newFlags are the namespaces that a clone makes. A new cgroup namespace is
+// made later, when the cgroups are joined: it roots itself at them.
+func (l *Launch) newFlags() uintptr {
+	var flags uintptr
+	for _, ns := range l.Spec.Linux.Namespaces {
+		if _, joined := l.NSFD[ns.Type]; !joined && ns.Type != specs.CgroupNamespace {
+			flags |= nsFlags[ns.Type]
+		}
+	}
+	return flags
+}
+
 func (l *Launch) userNS() bool { return l.newNamespace(specs.UserNamespace) }
 
 // cgroupDir is the container's directory in a v1 hierarchy, or the hierarchy
@@ -183,11 +196,9 @@ func (r *Runtime) Start(l *Launch) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	var flags uintptr
-	for _, ns := range l.Spec.Linux.Namespaces {
-		if _, joined := l.NSFD[ns.Type]; !joined && ns.Type != specs.CgroupNamespace {
-			flags |= nsFlags[ns.Type]
-		}
+	flags := l.newFlags()
+	if p.handoff != 0 {
+		flags = 0 // they are made by the second clone
 	}
 	files := []int{l.Stdio[0], l.Stdio[1], l.Stdio[2], -1, -1, l.RootFD, -1, -1, -1, -1}
 	if l.Dev != nil {
@@ -199,7 +210,7 @@ func (r *Runtime) Start(l *Launch) (*Process, error) {
 		attr.GidMappingsEnableSetgroups = true
 	}
 	pidNS := -1
-	if fd, ok := l.NSFD[specs.PIDNamespace]; ok {
+	if fd, ok := l.NSFD[specs.PIDNamespace]; ok && p.handoff == 0 {
 		pidNS = fd
 	}
 	return r.run(p, append(files, p.extra...), attr, pidNS)
@@ -213,10 +224,13 @@ func (r *Runtime) Exec(l *Launch) (*Process, error) {
 	p.stage = StageProcess
 	p.call("dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
 	p.cgroups()
-	p.stage = StageNamespace
-	if l.userNS() {
-		p.call("user", unix.SYS_SETNS, fdRoot, unix.CLONE_NEWUSER)
+	mapped := l.userNS()
+	if mapped { // inside there is no power to raise limits, nor to lower the score
+		if err := p.limits(r.Host); err != nil {
+			return nil, err
+		}
 	}
+	p.stage = StageNamespace
 	var flags uintptr
 	for _, ns := range l.Spec.Linux.Namespaces {
 		if ns.Type != specs.PIDNamespace && ns.Type != specs.UserNamespace {
@@ -224,10 +238,15 @@ func (r *Runtime) Exec(l *Launch) (*Process, error) {
 		}
 	}
 	p.call("namespaces", unix.SYS_SETNS, fdRoot, uint64(flags))
+	if mapped { // last: some of them may belong to another user namespace
+		p.call("user", unix.SYS_SETNS, fdRoot, unix.CLONE_NEWUSER)
+	}
 	p.session()
 	p.call("descriptors", unix.SYS_CLOSE_RANGE, initprog.FDReport+1, 0xffffffff, 0)
-	if err := p.limits(r.Host); err != nil {
-		return nil, err
+	if !mapped {
+		if err := p.limits(r.Host); err != nil {
+			return nil, err
+		}
 	}
 	if err := p.process(l.Spec.Process, r.Host); err != nil {
 		return nil, err
@@ -298,19 +317,43 @@ func (r *Runtime) run(p *plan, files []int, attr *syscall.SysProcAttr, pidNS int
 		return nil, &StartError{Stage: StageNamespace, Path: "clone", Errno: errnoOf(err)}
 	}
 	proc := &Process{Pid: pid, PidFD: pidFD, MountNS: -1}
-	if p.l.Join < 0 {
+	if p.l.Join < 0 && p.handoff == 0 {
 		proc.MountNS = mountNSOf(pidFD)
 	}
-	if err := p.result(report[0]); err != nil {
-		_ = unix.PidfdSendSignal(pidFD, unix.SIGKILL, nil, 0)
-		_ = unix.Waitid(unix.P_PIDFD, pidFD, nil, unix.WEXITED, nil)
-		_ = unix.Close(pidFD)
+	err = p.result(report[0])
+	if p.handoff != 0 {
+		err = p.takeOver(proc, err)
+	}
+	if err != nil {
+		_ = unix.PidfdSendSignal(proc.PidFD, unix.SIGKILL, nil, 0)
+		_ = unix.Waitid(unix.P_PIDFD, proc.PidFD, nil, unix.WEXITED, nil)
+		_ = unix.Close(proc.PidFD)
 		if proc.MountNS >= 0 {
 			_ = unix.Close(proc.MountNS)
 		}
 		return nil, err
 	}
 	return proc, nil
+}
+
+// takeOver puts the process that the first child has made, if it came so far,
+// in the first child's place, which is reaped.
+func (p *plan) takeOver(proc *Process, err error) error {
+	if p.made == 0 {
+		if err == nil {
+			err = errors.New("berth-init made no process")
+		}
+		return err
+	}
+	// A child of this process, and nobody else reaps it: the number is its own.
+	fd, operr := unix.PidfdOpen(p.made, 0)
+	if operr != nil {
+		return errors.Join(err, operr)
+	}
+	_ = unix.Waitid(unix.P_PIDFD, proc.PidFD, nil, unix.WEXITED, nil)
+	_ = unix.Close(proc.PidFD)
+	proc.Pid, proc.PidFD, proc.MountNS = p.made, fd, mountNSOf(fd)
+	return err
 }
 
 // pidNSMu keeps threads that visit another pid namespace apart from nothing
@@ -367,7 +410,12 @@ func (p *plan) result(fd int) error {
 		if n < len(buf) {
 			break
 		}
-		o, ok := p.failed(binary.LittleEndian.Uint64(buf[:]))
+		addr := binary.LittleEndian.Uint64(buf[:])
+		if addr == p.handoff && addr != 0 {
+			p.made = int(binary.LittleEndian.Uint64(buf[8:]))
+			continue
+		}
+		o, ok := p.failed(addr)
 		if !ok {
 			return errors.New("berth-init sent a report that makes no sense")
 		}
@@ -375,11 +423,15 @@ func (p *plan) result(fd int) error {
 			return nil
 		}
 		e := &StartError{Stage: o.stage, Path: o.path, Errno: unix.Errno(binary.LittleEndian.Uint64(buf[8:]))}
+		e.Msg = o.failure(e.Errno)
 		if o.stage != StageExec || o.flags&initprog.FlagContinue == 0 {
 			return e
 		}
 		e.Path = p.l.Spec.Process.Args[0]
 		last := o.path == p.ops[len(p.ops)-2].path
+		if !strings.Contains(e.Path, "/") && (e.Errno == unix.ELOOP || e.Errno == unix.ENAMETOOLONG) {
+			e.Errno = unix.ENOENT // not the file that PATH was searched for
+		}
 		if exec == nil || e.Errno == unix.EACCES || exec.Errno == unix.ENOENT && e.Errno != unix.ENOTDIR {
 			exec = e
 		}
@@ -413,6 +465,22 @@ func (p *plan) explain(e *StartError) error {
 		_ = unix.Close(fd)
 	}
 	return e
+}
+
+// failure tells of a file of the kernel, or a mount, what went wrong, in the
+// words of Docker's runtime; "" leaves it to the stage.
+func (o op) failure(errno unix.Errno) string {
+	switch {
+	case strings.HasPrefix(o.path, "/proc/") && o.nr == unix.SYS_OPENAT:
+		return fmt.Sprintf("open %s: %v", o.path, errno)
+	case strings.HasPrefix(o.path, "/proc/") && o.nr == unix.SYS_WRITE:
+		return fmt.Sprintf("write %s: %v", o.path, errno)
+	case o.stage == StageMount && o.nr == unix.SYS_MOUNT:
+		return fmt.Sprintf("error mounting to rootfs at %q: %v", o.path, errno)
+	case o.stage == StageHostname && o.nr == unix.SYS_SETHOSTNAME:
+		return fmt.Sprintf("sethostname: %v", errno)
+	}
+	return ""
 }
 
 func readFull(fd int, b []byte) (int, error) {
@@ -497,7 +565,7 @@ func (l *Launch) lookAtTargets() error {
 		}
 		fd, err := openInRoot(l.RootFD, dest, unix.O_PATH)
 		if err != nil {
-			if fd, err = makeInRoot(l.RootFD, dest, file); err != nil {
+			if fd, err = makeInRoot(l.RootFD, dest, file, l.Owner); err != nil {
 				return &StartError{Stage: StageMount, Path: dest, Errno: errnoOf(err)}
 			}
 		}
@@ -539,7 +607,7 @@ func (l *Launch) plainTarget(dest string, file bool) bool {
 
 // makeInRoot makes the directories of p below root, and p itself as a file if
 // asked, following links that stay inside.
-func makeInRoot(root int, p string, file bool) (int, error) {
+func makeInRoot(root int, p string, file bool, own Owner) (int, error) {
 	parts := strings.Split(strings.Trim(p, "/"), "/")
 	todo, links := parts, 0
 	cur := "" // resolved so far, free of links
@@ -565,6 +633,9 @@ func makeInRoot(root int, p string, file bool) (int, error) {
 				err = unix.Mknodat(dir, name, unix.S_IFREG|0o755, 0)
 			} else {
 				err = unix.Mkdirat(dir, name, 0o755)
+			}
+			if err == nil && (own.UID != 0 || own.GID != 0) {
+				err = unix.Fchownat(dir, name, int(own.UID), int(own.GID), unix.AT_SYMLINK_NOFOLLOW)
 			}
 			if err == unix.EEXIST { //nolint:errorlint // a bare errno
 				err = nil

@@ -150,6 +150,10 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 		p.dev = true
 		p.realDir(dest)
 		p.moveMount(fdDev, dest, dest)
+		if !slices.ContainsFunc(p.l.Spec.Mounts, func(m specs.Mount) bool { return within(m.Destination, "/dev/shm") }) {
+			p.call("/dev/shm", unix.SYS_UNLINKAT, atFDCWD, p.str("/dev/shm"), unix.AT_REMOVEDIR)
+			p.last().flags = initprog.FlagIgnore
+		}
 		return nil
 	case dest == "/dev/pts" && m.Type == "devpts" && p.dev && p.l.Dev.Pts >= 0:
 		p.moveMount(fdPts, dest, dest)

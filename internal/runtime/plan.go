@@ -32,6 +32,9 @@ type plan struct {
 	extra []int // parent's descriptors for fdFirst and on
 	dev   bool  // the /dev tree of the launch is used
 
+	handoff uint64 // the address that reports the number of the container's process, with a user namespace made ahead
+	made    int    // that number, once reported
+
 	sources map[string]int // path → the operation that cloned it, see openSources
 }
 
@@ -52,7 +55,11 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 		return nil, &StartError{Stage: StageExec, Errno: unix.EINVAL, Msg: "no command specified"}
 	}
 	p.cgroups()
-	p.namespaces()
+	if l.joinsUser() {
+		p.enterUser(host, l.newFlags())
+	} else {
+		p.namespaces()
+	}
 	p.session()
 	p.openSources(host)
 	p.pivot()
@@ -256,7 +263,7 @@ func (p *plan) writeFile(file, value string) {
 func (p *plan) limits(host *Host) error {
 	s := p.l.Spec
 	p.stage = StageProcess
-	if adj := s.Process.OOMScoreAdj; adj != nil && *adj != host.OOMScoreAdj {
+	if adj := s.Process.OOMScoreAdj; adj != nil && *adj != host.OOMScoreAdj && p.handoff == 0 {
 		p.writeFile("/proc/self/oom_score_adj", fmt.Sprint(*adj))
 	}
 	return p.rlimits(s.Process.Rlimits)
@@ -310,6 +317,8 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	p.call("/", unix.SYS_CHDIR, p.str("/"))
 	fd := p.openInside(cwd)
 	p.feed(fd, p.call(cwd, unix.SYS_FCHDIR, 0), 0)
+	// Before the filter, which may not know this call. What is opened from here on closes itself.
+	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
 	if len(p.l.Seccomp) > 0 && !pr.NoNewPrivileges {
 		p.seccomp() // needs CAP_SYS_ADMIN, so before the capabilities go
 	}
@@ -341,7 +350,6 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	if p.l.Join < 0 && p.l.StartFD >= 0 {
 		p.waitStart(Candidates(pr))
 	}
-	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
 	argv, envp := p.strv(pr.Args), p.strv(pr.Env)
 	list := Candidates(pr)
 	for i, file := range list {
@@ -367,6 +375,7 @@ func (p *plan) reaper(pr *specs.Process) {
 	p.call("table", unix.SYS_CLOSE, initprog.FDTable)
 	if p.l.StartFD < 0 {
 		p.call("descriptors", unix.SYS_CLOSE_RANGE, initprog.FDReport+1, 0xffffffff, 0)
+		p.last().flags = initprog.FlagIgnore // a filter that does not know it: one O_PATH stays open here
 	}
 	c := p.call("clone", unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uint64(unix.SIGCHLD), 0, 0, 0, 0)
 	r := p.call("reap", initprog.OpReap, 0, all, p.bytes(make([]byte, 128)))
@@ -392,6 +401,9 @@ func (p *plan) seccomp() {
 // a slash, else one for each directory of the container's PATH.
 func Candidates(pr *specs.Process) []string {
 	name := pr.Args[0]
+	if name == "" {
+		return nil
+	}
 	if strings.Contains(name, "/") {
 		return []string{name}
 	}

@@ -91,7 +91,7 @@ func TestMakeInRoot(t *testing.T) {
 		t.Run(c.path, func(t *testing.T) {
 			outside, root, fd := hostile(t)
 			before := names(t, outside, root)
-			got, err := makeInRoot(fd, c.path, c.file)
+			got, err := makeInRoot(fd, c.path, c.file, Owner{})
 			if err == nil {
 				defer unix.Close(got)
 			}
@@ -154,7 +154,7 @@ func TestMakeInRootRace(t *testing.T) {
 		}
 	}()
 	for i := range 3000 {
-		if got, err := makeInRoot(fd, fmt.Sprintf("/d/x%d/y", i), i%2 == 0); err == nil {
+		if got, err := makeInRoot(fd, fmt.Sprintf("/d/x%d/y", i), i%2 == 0, Owner{}); err == nil {
 			_ = unix.Close(got)
 		}
 	}
