@@ -23,6 +23,9 @@ type TarOptions struct {
 	// Skip leaves out a path (relative to the one written, without leading slash)
 	// and all below it.
 	Skip func(path string) bool
+
+	// MapOwner, when set, changes the owners of files into those that are written.
+	MapOwner func(Owner) Owner
 }
 
 // Tar writes the tree, or the one file, at path below the directory rootfd to w.
@@ -34,6 +37,7 @@ func Tar(ctx context.Context, w io.Writer, rootfd int, path string, opts TarOpti
 		return err
 	}
 	pk := newPacker(ctx, w)
+	pk.owner = opts.MapOwner
 	if p == "." {
 		fd, err := unix.Openat(rootfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -80,6 +84,7 @@ type packer struct {
 	tw    *tar.Writer
 	buf   []byte
 	links map[fileID]string
+	owner func(Owner) Owner // nil takes owners as they are
 	upper bool // the tree is an overlayfs upper directory
 }
 
@@ -157,7 +162,7 @@ func (p *packer) dirHeader(fd int, name string) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return pathError("stat", name, err)
 	}
-	h := header(&st, name+"/")
+	h := p.header(&st, name+"/")
 	h.Typeflag = tar.TypeDir
 	x, err := readXattrs(fd)
 	if err != nil {
@@ -175,7 +180,7 @@ func (p *packer) dirHeader(fd int, name string) error {
 
 // file adds what is not a directory.
 func (p *packer) file(dir int, base, name string, st *unix.Stat_t) error {
-	h := header(st, name)
+	h := p.header(st, name)
 	if p.upper && isWhiteout(st) {
 		up, b := split(name)
 		return p.whiteout(join(up, whiteoutPrefix+b), st.Mtim)
@@ -244,7 +249,7 @@ func (p *packer) regular(dir int, base, name string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	h := header(&st, name)
+	h := p.header(&st, name)
 	h.Typeflag, h.Size = tar.TypeReg, st.Size
 	x, err := readXattrs(fd)
 	if err != nil {
@@ -292,9 +297,13 @@ func (p *packer) write(h *tar.Header) error {
 
 // header fills in what all kinds of files have. User and group names are the
 // tree's own affair and are never looked up.
-func header(st *unix.Stat_t, name string) *tar.Header {
+func (p *packer) header(st *unix.Stat_t, name string) *tar.Header {
+	own := Owner{int(st.Uid), int(st.Gid)}
+	if p.owner != nil {
+		own = p.owner(own)
+	}
 	return &tar.Header{
-		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
+		Name: name, Mode: int64(st.Mode & 0o7777), Uid: own.UID, Gid: own.GID,
 		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
 	}
 }

@@ -45,6 +45,10 @@ type UnpackOptions struct {
 	// Owner, when set, owns everything, whatever the tar says.
 	Owner *Owner
 
+	// MapOwner, when set, changes the owners that the tar says, and root where it
+	// says none.
+	MapOwner func(Owner) (Owner, error)
+
 	// NoChown leaves everything to the caller's own user.
 	NoChown bool
 
@@ -258,6 +262,9 @@ func (u *unpacker) owner(h *tar.Header) (Owner, error) {
 	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) >= 1<<32-1 || int64(h.Gid) >= 1<<32-1 {
 		return Owner{}, errs.New(errs.Invalid, "invalid owner %d:%d of %q in archive", h.Uid, h.Gid, h.Name)
 	}
+	if u.opts.MapOwner != nil {
+		return u.opts.MapOwner(Owner{h.Uid, h.Gid})
+	}
 	return Owner{h.Uid, h.Gid}, nil
 }
 
@@ -310,6 +317,10 @@ func (u *unpacker) imply(at place) error {
 	if !u.lowerDir(&late) {
 		if u.opts.Owner != nil {
 			late.owner = *u.opts.Owner
+		} else if u.opts.MapOwner != nil {
+			if late.owner, err = u.opts.MapOwner(Owner{}); err != nil {
+				return err
+			}
 		}
 		now := unix.NsecToTimespec(time.Now().UnixNano())
 		late.atime, late.mtime = now, now

@@ -192,6 +192,46 @@ func (s *statsSet) watch(ctx context.Context, cl *client.Client, r *statsRow, st
 	}
 }
 
+// sampleAll asks an engine that can do it for all running containers at once,
+// twice, as rates need it. ok is false for an engine that cannot.
+func (s *statsSet) sampleAll(ctx context.Context, cl *client.Client, full bool) (ok bool, err error) {
+	before := map[string]container.StatsResponse{}
+	each := func(f func(container.StatsResponse)) (bool, error) {
+		res, err := cl.Do(ctx, client.Request{Method: http.MethodGet, Path: "/berth/stats"})
+		if err != nil {
+			if client.IsNotFound(err) {
+				return false, nil
+			}
+			return false, err
+		}
+		defer res.Body.Close()
+		for dec := json.NewDecoder(res.Body); ; {
+			var v container.StatsResponse
+			if err := dec.Decode(&v); errors.Is(err, io.EOF) {
+				return true, nil
+			} else if err != nil {
+				return false, err
+			}
+			f(v)
+		}
+	}
+	if ok, err = each(func(v container.StatsResponse) { before[v.ID] = v }); !ok || err != nil || len(before) == 0 {
+		return ok, err
+	}
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-time.After(time.Second):
+	}
+	return each(func(v container.StatsResponse) {
+		if b, known := before[v.ID]; known {
+			v.PreCPUStats, v.PreRead = b.CPUStats, b.Read
+			r, _ := s.add(v.ID, full)
+			r.sample(&v)
+		}
+	})
+}
+
 func statsCmd(cli *CLI, c *cobra.Command) {
 	var all, noStream, noTrunc bool
 	var format string
@@ -211,6 +251,13 @@ func statsCmd(cli *CLI, c *cobra.Command) {
 		ctx, cancel := context.WithCancel(c.Context())
 		defer cancel()
 		set := &statsSet{}
+		if noStream && !all && len(args) == 0 {
+			if ok, err := set.sampleAll(ctx, cl, noTrunc); err != nil {
+				return err
+			} else if ok {
+				return renderStats(cli.Out, format, set.snapshot())
+			}
+		}
 		refs := args
 		if len(args) == 0 {
 			q := url.Values{}

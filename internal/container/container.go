@@ -168,6 +168,7 @@ type Service struct {
 	host   *runtime.Host
 	limits func() *runtime.Support // what this kernel can limit
 	def    atomic.Pointer[Defaults]
+	userns *userns // nil without --userns-remap
 
 	mu    sync.RWMutex
 	byID  map[ID]*Container
@@ -253,6 +254,11 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	}
 	s.limits = sync.OnceValue(s.host.Support)
 	Edits{s}.SetDefaults(o.Defaults)
+	if o.IDMap != nil {
+		if s.userns, err = newUserns(o.IDMap); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o710); err != nil {
 		return nil, err
 	}

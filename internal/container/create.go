@@ -140,7 +140,7 @@ func (s *Service) warmUp(c *Container, r *Record) {
 	ch := make(chan int, 1)
 	c.warm.Store(&ch)
 	go func() {
-		fd, err := s.attachRoot(context.Background(), r.ID, false)
+		fd, err := s.attachFor(context.Background(), r)
 		if err == nil {
 			err = launcher{s}.writeNetFiles(r)
 		}
@@ -376,8 +376,18 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 		if len(hc.PortBindings) > 0 || hc.PublishAllPorts {
 			return bad("conflicting options: port publishing and the container type network mode")
 		}
-	default:
-		return nil, errs.New(errs.NotFound, "network %s not found", m)
+	}
+	if hc.Isolation != "" && !hc.Isolation.IsDefault() {
+		return bad("invalid isolation (%s): linux only supports 'default'", hc.Isolation)
+	}
+	if len(hc.StorageOpt) > 0 {
+		return bad("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+	}
+	for _, l := range hc.Links {
+		name, _, _ := strings.Cut(l, ":")
+		if _, err := s.Get(name); err != nil {
+			return bad("could not get container for %s: %v", name, err)
+		}
 	}
 	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
@@ -452,11 +462,16 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 		list = append(list, m)
 		return nil
 	}
+	inherited, err := s.volumesFrom(hc.VolumesFrom)
+	if err != nil {
+		return nil, err
+	}
 	for _, b := range hc.Binds {
 		m, err := parseBind(b)
 		if err != nil {
 			return nil, err
 		}
+		s.ownRoot(&m, strings.Contains(m.Mode, string(m.Propagation)))
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -466,6 +481,7 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.ownRoot(&x, m.BindOptions != nil && m.BindOptions.Propagation != "")
 		if err := add(x); err != nil {
 			return nil, err
 		}
@@ -482,9 +498,76 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 			return nil, err
 		}
 	}
+	for _, m := range inherited {
+		if !seen[m.Destination] { // an own mount there wins
+			seen[m.Destination] = true
+			list = append(list, m)
+		}
+	}
 	slices.SortStableFunc(list, func(a, b Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
+	return list, nil
+}
+
+// ownRoot makes a bind that shows the engine's own directory a slave, unless a
+// propagation was asked for: what the engine unmounts there must not live on in
+// the container.
+func (s creator) ownRoot(m *Mount, asked bool) {
+	if m.Type != mount.TypeBind || asked || !within(s.o.DataRoot, m.Source) {
+		return
+	}
+	for i, o := range m.Options {
+		if o == string(m.Propagation) {
+			m.Options[i] = string(mount.PropagationRSlave)
+		}
+	}
+	m.Propagation = mount.PropagationRSlave
+}
+
+func within(p, dir string) bool {
+	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// volumesFrom returns the mounts of other containers, "name[:ro|:rw]" each; of
+// two at one place the later container's counts.
+func (s creator) volumesFrom(specs []string) ([]Mount, error) {
+	var list []Mount
+	for _, spec := range specs {
+		name, mode, hasMode := strings.Cut(spec, ":")
+		if name == "" {
+			return nil, errs.New(errs.Invalid, "invalid volumes-from specification: %s", spec)
+		}
+		readOnly := false
+		for _, w := range strings.Split(mode, ",") {
+			switch w {
+			case "ro":
+				readOnly = true
+			case "rw", "z", "Z", "nocopy":
+			default:
+				if hasMode {
+					return nil, errs.New(errs.Invalid, "invalid mode: %s", mode)
+				}
+			}
+		}
+		other, err := s.Get(name)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "%v", err) // not as "not found": that would be the image
+		}
+		for _, m := range other.Record().Mounts {
+			if _, tmpfs := other.Record().HostConfig.Tmpfs[m.Destination]; tmpfs {
+				continue
+			}
+			if hasMode {
+				m.Mode = mode
+			}
+			if readOnly && m.RW {
+				m.RW, m.Options = false, append(slices.Clone(m.Options), "ro")
+			}
+			list = slices.DeleteFunc(list, func(o Mount) bool { return o.Destination == m.Destination })
+			list = append(list, m)
+		}
+	}
 	return list, nil
 }
 

@@ -235,6 +235,11 @@ func (s Execs) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, e
 		return nil, err
 	}
 	req := &keeper.ExecRequest{ID: string(r.ID), ExecID: ex.id, Process: p, Stdin: ex.req.AttachStdin}
+	if s.remapped(r.HostConfig) {
+		if req.IDs, err = s.userns.hostIDs(p.User); err != nil {
+			return nil, err
+		}
+	}
 	if !privileged {
 		if req.Filter, err = s.seccomp.of(r, &specs.Spec{Process: p}, s.def.Load().Seccomp); err != nil {
 			return nil, err

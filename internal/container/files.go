@@ -41,11 +41,12 @@ func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, r
 }
 
 // place finds the root and the path in it that stand for a container's path:
-// for one that does not run, a bind mount's source takes the mount's place.
-func (s Files) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, err error) {
+// for one that does not run, a bind mount's source takes the mount's place. With hostIDs
+// the files there show the host's ids of a container in a user namespace.
+func (s Files) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, hostIDs bool, err error) {
 	fd, running, err := s.root(ctx, c, readonly)
 	if err != nil || running {
-		return fd, p, err
+		return fd, p, running && s.remapped(c.Record().HostConfig), err
 	}
 	clean := path.Clean("/" + p)
 	for _, m := range slices.Backward(c.Record().Mounts) {
@@ -58,9 +59,9 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 		}
 		_ = unix.Close(fd)
 		rest := strings.TrimPrefix(p, m.Destination)
-		return src, "/" + strings.TrimPrefix(rest, "/"), nil
+		return src, "/" + strings.TrimPrefix(rest, "/"), s.remapped(c.Record().HostConfig), nil
 	}
-	return fd, p, nil
+	return fd, p, false, nil
 }
 
 func noSuchFile(ref, p string) error {
@@ -73,7 +74,7 @@ func (s Files) ArchiveStat(ctx context.Context, ref, p string) (container.PathSt
 	if err != nil {
 		return container.PathStat{}, err
 	}
-	fd, rel, err := s.place(ctx, c, p, true)
+	fd, rel, _, err := s.place(ctx, c, p, true)
 	if err != nil {
 		return container.PathStat{}, err
 	}
@@ -120,7 +121,7 @@ func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.P
 	if err != nil {
 		return err
 	}
-	fd, rel, err := s.place(ctx, c, p, true)
+	fd, rel, hostIDs, err := s.place(ctx, c, p, true)
 	if err != nil {
 		return err
 	}
@@ -130,6 +131,10 @@ func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.P
 		return err
 	}
 	s.event(c, events.ActionArchivePath)
+	var opts archive.TarOptions
+	if hostIDs {
+		opts.MapOwner = s.toContainer
+	}
 	name := st.Name
 	if name == "/" {
 		name = "./"
@@ -141,10 +146,12 @@ func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.P
 			if strings.HasSuffix(rel, "/.") {
 				name = "."
 			}
-			return archive.Tar(ctx, w(st), at, ".", archive.TarOptions{Name: name})
+			opts.Name = name
+			return archive.Tar(ctx, w(st), at, ".", opts)
 		}
 	}
-	return archive.Tar(ctx, w(st), fd, rel, archive.TarOptions{Name: name})
+	opts.Name = name
+	return archive.Tar(ctx, w(st), fd, rel, opts)
 }
 
 // ArchivePutOptions say how a tar is unpacked into a container.
@@ -163,7 +170,7 @@ func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o Arc
 		c.mu.Lock() // no start while its root is mounted here
 		defer c.mu.Unlock()
 	}
-	fd, rel, err := s.place(ctx, c, p, false)
+	fd, rel, hostIDs, err := s.place(ctx, c, p, false)
 	if err != nil {
 		return err
 	}
@@ -186,6 +193,9 @@ func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o Arc
 	}
 	defer plain.Close()
 	opts := archive.UnpackOptions{NoOverwriteDirNonDir: o.NoOverwriteDirNonDir}
+	if hostIDs {
+		opts.MapOwner = s.toHost
+	}
 	if o.CopyUIDGID {
 		// Owners by number, as the tar has them: what Docker's -a does for root.
 		opts.Owner = nil

@@ -34,7 +34,7 @@ func createText(reason string) string {
 // startText is how a runtime's failure reads, in run and in exec.
 func startText(what, reason string) string {
 	if what == "exec" {
-		return fmt.Sprintf("OCI runtime exec failed: exec failed: unable to start container process: %s", reason)
+		return fmt.Sprintf("OCI runtime exec failed: exec failed: unable to start container process: %s: unknown", reason)
 	}
 	return fmt.Sprintf("failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: %s: unknown", reason)
 }

@@ -27,7 +27,7 @@ func (s Edits) Rename(_ context.Context, ref, name string) error {
 		return errs.New(errs.Invalid, "Renaming a container with the same name as its current name")
 	}
 	if _, err := s.reserve(name, old.ID); err != nil {
-		return err
+		return errs.Wrap(errs.KindOf(err), err, "Error when allocating new name")
 	}
 	r := *old
 	r.Name = name

@@ -46,7 +46,7 @@ func buildSpec(r *Record, in specInput) (*specs.Spec, error) {
 	if !hc.UTSMode.IsHost() {
 		s.Hostname, s.Domainname = cfg.Hostname, cfg.Domainname
 	}
-	addNamespaces(s, r)
+	addNamespaces(s, r, in.remapped)
 	addMounts(s, r, in)
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = hc.MaskedPaths, hc.ReadonlyPaths
 	if s.Linux.Sysctl = hc.Sysctls; len(hc.Sysctls) > 0 {
@@ -163,10 +163,13 @@ func capSet(caps []string, uid uint32) *specs.LinuxCapabilities {
 	return set
 }
 
-func addNamespaces(s *specs.Spec, r *Record) {
+func addNamespaces(s *specs.Spec, r *Record, remapped bool) {
 	hc := r.HostConfig
 	add := func(t specs.LinuxNamespaceType) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t})
+	}
+	if remapped {
+		add(specs.UserNamespace)
 	}
 	add(specs.MountNamespace)
 	if !hc.NetworkMode.IsHost() {

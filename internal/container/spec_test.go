@@ -50,10 +50,12 @@ func golden(t *testing.T, name, got string) {
 
 // testService is a service without a keeper, a database or images.
 func testService() *Service {
-	return &Service{
-		o: Options{Defaults: Defaults{Runtime: "berth", CgroupNS: container.CgroupnsModeHost}}, host: &runtime.Host{LastCap: 40, Caps: 1<<41 - 1},
+	s := &Service{
+		host: &runtime.Host{LastCap: 40, Caps: 1<<41 - 1},
 		byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{}, limits: func() *runtime.Support { return &allLimits },
 	}
+	Edits{s}.SetDefaults(Defaults{Runtime: "berth", CgroupNS: container.CgroupnsModeHost})
+	return s
 }
 
 // allLimits is a kernel that can limit everything.

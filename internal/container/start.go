@@ -78,7 +78,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	// 1. The root filesystem, made at create if that was just now.
 	root := c.takeWarm()
 	if root < 0 {
-		if root, err = s.attachRoot(ctx, r.ID, false); err != nil {
+		if root, err = s.attachFor(ctx, r); err != nil {
 			return err
 		}
 		if err = l.writeNetFiles(r); err != nil {
@@ -95,20 +95,34 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}
 
 	// 3. The network namespace, pinned before any process exists.
-	ns := namespaces{}
-	if ns.net, ns.ownNet, err = l.netNS(c); err != nil {
-		return err
+	join := func(t specs.LinuxNamespaceType, fd int) { req.NSFD[t] = give(fd) }
+	remapped := s.remapped(r.HostConfig)
+	if remapped {
+		if err := l.mappedNS(r, join); err != nil {
+			return err
+		}
+		if req.IDs, err = s.userns.hostIDs(user.User); err != nil {
+			return err
+		}
+	} else {
+		ns := namespaces{}
+		if ns.net, ns.ownNet, err = l.netNS(c); err != nil {
+			return err
+		}
+		if ns.net >= 0 {
+			join(specs.NetworkNamespace, ns.net)
+		}
 	}
-	if ns.net >= 0 {
-		req.NSFD[specs.NetworkNamespace] = give(ns.net)
-	}
-	if err := l.joinPIDAndIPC(r, func(t specs.LinuxNamespaceType, fd int) { req.NSFD[t] = give(fd) }); err != nil {
+	if err := l.joinPIDAndIPC(r, join); err != nil {
 		return err
 	}
 
 	// 4. The specification.
-	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: *s.def.Load(), cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps()}); err != nil {
+	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: *s.def.Load(), cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps(), remapped: remapped}); err != nil {
 		return err
+	}
+	if remapped {
+		req.Spec.Linux.UIDMappings, req.Spec.Linux.GIDMappings = s.userns.uid, s.userns.gid
 	}
 	for i, m := range req.Spec.Mounts {
 		if m.Type != "bind" {
@@ -272,6 +286,8 @@ func (s launcher) netNS(c *Container) (fd int, own bool, err error) {
 	case m.IsContainer():
 		fd, err := s.joinNet(m.ConnectedContainer())
 		return fd, false, err
+	case m.IsUserDefined():
+		return -1, false, errs.New(errs.NotFound, "network %s not found", m)
 	default:
 		fd, err := s.o.Networks.Isolated()
 		return fd, true, err
@@ -359,7 +375,13 @@ func (s launcher) writeNetFiles(r *Record) error {
 	if err := write("hosts", hosts.String()); err != nil {
 		return err
 	}
-	return write("resolv.conf", resolvConf(r.HostConfig, s.def.Load().DNS))
+	if err := write("resolv.conf", resolvConf(r.HostConfig, s.def.Load().DNS)); err != nil {
+		return err
+	}
+	if s.userns != nil {
+		return s.ownNetFiles(r)
+	}
+	return nil
 }
 
 // rewrite makes the content of a small file text, in place: the file may be

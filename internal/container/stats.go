@@ -15,6 +15,22 @@ type StatsOptions struct {
 	OneShot bool // at once, without the sample before that a rate needs
 }
 
+// StatsNow tells what every running container uses, as one-shot does for one.
+func (s Views) StatsNow(ctx context.Context, emit func(container.StatsResponse) error) error {
+	for _, c := range s.all() {
+		if ctx.Err() != nil || !c.Status().Phase.Running() {
+			continue
+		}
+		r := c.Record()
+		x := s.sample(c)
+		x.ID, x.Name, x.OSType = string(r.ID), "/"+r.Name, "linux"
+		if err := emit(x); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
 // Stats tells what a container uses.
 func (s Views) Stats(ctx context.Context, ref string, o StatsOptions, emit func(container.StatsResponse) error) error {
 	if o.Stream && o.OneShot {

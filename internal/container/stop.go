@@ -63,19 +63,20 @@ func stopSignal(c *container.Config) unix.Signal {
 
 // Kill sends a signal.
 func (s *Service) Kill(ctx context.Context, ref, signal string) error {
+	failed := func(err error) error { return errs.Wrap(errs.KindOf(err), err, "cannot kill container: "+ref) }
 	sig := unix.SIGKILL
 	if signal != "" {
 		var err error
 		if sig, err = parseSignal(signal); err != nil {
-			return err
+			return failed(err)
 		}
 	}
 	c, err := s.Get(ref)
 	if err != nil {
-		return err
+		return failed(err)
 	}
 	if !c.Status().Phase.Running() {
-		return errs.New(errs.Conflict, "cannot kill container: %s: container %s is not running", ref, c.Record().ID)
+		return failed(errNotRunning(c))
 	}
 	// A user's kill is a stop: the restart policy does not act. Docker counts
 	// the stop signal and SIGKILL.

@@ -25,6 +25,7 @@ import (
 	"berth.dev/berth/internal/errs"
 	bus "berth.dev/berth/internal/events"
 	"berth.dev/berth/internal/httpapi"
+	"berth.dev/berth/internal/idmap"
 	"berth.dev/berth/internal/image"
 	enginenetwork "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/plugin"
@@ -53,9 +54,15 @@ func NewServices(c *Config) (_ *Services, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(c.DataRoot, 0o710); err != nil {
+	ids, err := remap(c.UsernsRemap, idmap.HostFiles)
+	if err != nil {
 		return nil, err
 	}
+	dataRoot, err := setupRoot(c.DataRoot, ids)
+	if err != nil {
+		return nil, err
+	}
+	c = c.rooted(dataRoot, ids)
 
 	plugins := new(authz.Chain)
 	plugins.Set(c.AuthPlugins, plugin.DefaultDirs())
@@ -104,7 +111,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 	}
 	u.Add(networks.Close)
 	containers, err = enginecontainer.Open(ctx, enginecontainer.Options{
-		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Events: b,
+		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Events: b, IDMap: ids,
 		Defaults: containerDefaults(c), Log: log,
 	}, keeperProgram)
 	if err != nil {
@@ -143,6 +150,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 		},
 		API: api,
 		Reload: func(c *Config) {
+			c = c.rooted(dataRoot, ids)
 			plugins.Set(c.AuthPlugins, plugin.DefaultDirs())
 			if err := plugins.Check(ctx); err != nil {
 				log.Warn(err.Error()) // requests are refused until it is there

@@ -114,6 +114,8 @@ type Differ interface {
 // StatsSource measures what a container uses.
 type StatsSource interface {
 	Stats(ctx context.Context, ref string, o StatsOptions, emit func(container.StatsResponse) error) error
+	// StatsNow takes one sample of each running container.
+	StatsNow(ctx context.Context, emit func(container.StatsResponse) error) error
 }
 
 // Exporter writes a container's files as a tar.

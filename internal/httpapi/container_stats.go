@@ -29,3 +29,9 @@ func (a statsAPI) stats(r *request) (response, error) {
 		return enc.Encode(s)
 	}))
 }
+
+// now answers with one JSON object a line for each running container.
+func (a statsAPI) now(r *request) (response, error) {
+	enc := json.NewEncoder(r.begin("application/json"))
+	return done(a.backend.StatsNow(r.Context(), func(s container.StatsResponse) error { return enc.Encode(s) }))
+}

@@ -87,6 +87,10 @@ func (f *fake) Changes(context.Context, string) ([]container.FilesystemChange, e
 	return nil, nil
 }
 
+func (f *fake) StatsNow(_ context.Context, emit func(container.StatsResponse) error) error {
+	return emit(container.StatsResponse{ID: fakeID, OSType: "linux"})
+}
+
 func (f *fake) Stats(ctx context.Context, ref string, o StatsOptions, emit func(container.StatsResponse) error) error {
 	if err := known(ref); err != nil {
 		return err

@@ -152,7 +152,7 @@ type ExecRequest struct {
 	Filter  *Filter        `json:"filter,omitempty"`
 	Stdin   bool           `json:"stdin,omitempty"`
 	Attach  []AttachSpec   `json:"attach,omitempty"`
-	IDs *HostIDs `json:"ids,omitempty"`
+	IDs     *HostIDs       `json:"ids,omitempty"`
 }
 
 // Target names a task, or an exec of it, with one argument.

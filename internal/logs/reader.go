@@ -134,6 +134,14 @@ func (r *Reader) frame() ([]byte, error) {
 				continue
 			}
 			r.pos = max(r.pos+1, r.end-4-len(frameMark))
+		case len(b) > frameExtra:
+			// A whole frame inside of what was begun: the beginning is damaged.
+			if next := nextFrame(b, 1); next > 0 {
+				if _, n := frameAt(b[next:]); n > 0 {
+					r.pos += next
+					continue
+				}
+			}
 		}
 		if err := r.fill(); err != nil {
 			return nil, err

@@ -50,6 +50,7 @@ func (r *Runtime) NewUserNS(user int, uids, gids []specs.LinuxIDMapping, net boo
 		}
 		attr.UidMappings, attr.GidMappings = idMap(uids), idMap(gids)
 		attr.GidMappingsEnableSetgroups = true
+		attr.Credential = &syscall.Credential{NoSetGroups: true} // its root, or the execve would take all power away
 	}
 	if net {
 		p.loopback()
