@@ -85,7 +85,7 @@ type packer struct {
 	buf   []byte
 	links map[fileID]string
 	owner func(Owner) Owner // nil takes owners as they are
-	upper bool // the tree is an overlayfs upper directory
+	upper bool              // the tree is an overlayfs upper directory
 }
 
 func newPacker(ctx context.Context, w io.Writer) *packer {

@@ -39,6 +39,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
+	"berth.dev/berth/internal/cdi"
 	"berth.dev/berth/internal/events"
 	"berth.dev/berth/internal/idmap"
 	"berth.dev/berth/internal/image"
@@ -157,6 +158,7 @@ type Options struct {
 	IDMap     *idmap.Mapping // nil runs containers in the host's user namespace
 	Events    *events.Bus
 	Defaults  Defaults
+	CDI       *cdi.Registry // nil: no such devices
 	Log       *slog.Logger
 }
 

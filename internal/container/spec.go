@@ -212,6 +212,11 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 	add("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", sys)
 	add("/sys/fs/cgroup", "cgroup", "cgroup", cg, "nosuid", "noexec", "nodev")
 	switch {
+	case hc.IpcMode.IsHost() && in.remapped: // the host's queues are not the container's to mount
+		if unix.Access("/dev/mqueue", unix.F_OK) == nil {
+			add("/dev/mqueue", "bind", "/dev/mqueue", "bind", "nosuid", "noexec", "nodev")
+		}
+		add("/dev/shm", "bind", "/dev/shm", "rbind", "nosuid", "noexec", "nodev")
 	case hc.IpcMode.IsHost():
 		add("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev") // of the same ipc namespace
 		add("/dev/shm", "bind", "/dev/shm", "rbind", "nosuid", "noexec", "nodev")

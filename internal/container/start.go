@@ -121,6 +121,11 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: *s.def.Load(), cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps(), remapped: remapped}); err != nil {
 		return err
 	}
+	if len(r.HostConfig.DeviceRequests) > 0 {
+		if err = addRequested(req.Spec, s.o.CDI, r.HostConfig.DeviceRequests); err != nil {
+			return err
+		}
+	}
 	if remapped {
 		req.Spec.Linux.UIDMappings, req.Spec.Linux.GIDMappings = s.userns.uid, s.userns.gid
 	}
@@ -140,7 +145,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	hc := r.HostConfig
 	req.Parent, req.Stdin, req.StdinOnce = hc.CgroupParent, r.Config.OpenStdin, r.Config.StdinOnce
 	req.Init = hc.Init != nil && *hc.Init || hc.Init == nil && s.def.Load().Init
-	req.Devices = len(hc.Devices) > 0 || hc.Privileged
+	req.Devices = len(hc.Devices) > 0 || len(hc.DeviceRequests) > 0 || hc.Privileged
 	var shipped *shipment
 	if req.Log, shipped, err = l.logSpec(r); err != nil {
 		return err
@@ -294,16 +299,25 @@ func (s launcher) netNS(c *Container) (fd int, own bool, err error) {
 	}
 }
 
-// joinNet opens the network namespace of another container, which must run.
+// netDonor finds the container whose network another shares; it must run.
+func (s launcher) netDonor(ref string) (*Container, error) {
+	c, err := s.Get(ref)
+	if err != nil {
+		return nil, errs.New(errs.NotFound, "joining network namespace of container: %v", err)
+	}
+	if st := c.Status(); !st.Phase.Running() {
+		return nil, errs.New(errs.Conflict, "cannot join network namespace of a non running container: container %s is %s", c.Record().Name, st.Phase)
+	}
+	return c, nil
+}
+
+// joinNet opens the network namespace of another container.
 func (s launcher) joinNet(ref string) (int, error) {
-	other, err := s.Get(ref)
+	c, err := s.netDonor(ref)
 	if err != nil {
 		return -1, err
 	}
-	if st := other.Status(); !st.Phase.Running() {
-		return -1, errs.New(errs.Conflict, "cannot join network namespace of a non running container: container %s is %s", other.Record().Name, st.Phase)
-	}
-	return openNS(other, "net")
+	return openNS(c, "net")
 }
 
 // openSource clones what a bind mount shows, making a missing directory where
@@ -353,11 +367,7 @@ func (s launcher) writeNetFiles(r *Record) error {
 	}
 	dir := s.dir(r.ID)
 	write := func(name, text string) error { return rewrite(filepath.Join(dir, name), text) }
-	host := r.Config.Hostname
-	if r.Config.Domainname != "" {
-		host += "." + r.Config.Domainname
-	}
-	if err := write("hostname", host+"\n"); err != nil {
+	if err := write("hostname", r.Config.Hostname+"\n"); err != nil {
 		return err
 	}
 	var hosts strings.Builder

@@ -65,7 +65,6 @@ func TestMessagesGolden(t *testing.T) {
 		{"userns mode", container.Config{}, container.HostConfig{UsernsMode: "x"}},
 		{"cgroupns mode", container.Config{}, container.HostConfig{CgroupnsMode: "x"}},
 		{"runtime", container.Config{}, container.HostConfig{Runtime: "x"}},
-		{"network", container.Config{}, container.HostConfig{NetworkMode: "nonet"}},
 		{"hostname in another's network", container.Config{Hostname: "h"}, container.HostConfig{NetworkMode: "container:x"}},
 		{"security option", container.Config{}, container.HostConfig{SecurityOpt: []string{"nonsense"}}},
 		{"no-new-privileges", container.Config{}, container.HostConfig{SecurityOpt: []string{"no-new-privileges=maybe"}}},

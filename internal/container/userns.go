@@ -114,7 +114,11 @@ func (s launcher) mappedNS(r *Record, give func(specs.LinuxNamespaceType, int)) 
 		if d.ref == "" {
 			continue
 		}
-		c, err := s.donor(d.what, d.ref)
+		find := s.donor
+		if d.what == "network" {
+			find = func(_, ref string) (*Container, error) { return s.netDonor(ref) }
+		}
+		c, err := find(d.what, d.ref)
 		if err != nil {
 			return err
 		}

@@ -183,6 +183,12 @@ func (c *Config) finish() error {
 			c.Default.CgroupnsMode = "private"
 		}
 	}
+	switch on, set := c.Features["cdi"]; {
+	case set && !on, len(c.CDISpecDirs) == 1 && c.CDISpecDirs[0] == "":
+		c.CDISpecDirs = []string{}
+	case len(c.CDISpecDirs) == 0:
+		c.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
+	}
 	for _, o := range c.Runtime.ExecOptions {
 		key, val, ok := strings.Cut(o, "=")
 		switch {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/authz"
+	"berth.dev/berth/internal/cdi"
 	enginecontainer "berth.dev/berth/internal/container"
 	"berth.dev/berth/internal/errs"
 	bus "berth.dev/berth/internal/events"
@@ -110,9 +111,10 @@ func NewServices(c *Config) (_ *Services, err error) {
 		return nil, err
 	}
 	u.Add(networks.Close)
+	devices := cdi.New(c.CDISpecDirs)
 	containers, err = enginecontainer.Open(ctx, enginecontainer.Options{
 		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Events: b, IDMap: ids,
-		Defaults: containerDefaults(c), Log: log,
+		Defaults: containerDefaults(c), CDI: devices, Log: log,
 	}, keeperProgram)
 	if err != nil {
 		return nil, err
@@ -121,6 +123,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 
 	// 3. The engine as a whole.
 	sys := system.New(SystemConfig(c, id), system.Sources{
+		Devices: devices.Devices,
 		Counts: func() system.Counts {
 			total, running, paused := containers.Counts()
 			return system.Counts{Running: running, Paused: paused, Stopped: total - running - paused}

@@ -96,6 +96,11 @@ func (s *Service) Info(context.Context) (system.Info, error) {
 	if s.src.Driver != nil {
 		i.Driver, i.DriverStatus = s.src.Driver()
 	}
+	if s.src.Devices != nil {
+		for _, d := range s.src.Devices() {
+			i.DiscoveredDevices = append(i.DiscoveredDevices, system.DeviceInfo{Source: "cdi", ID: d})
+		}
+	}
 	if s.src.Listeners != nil {
 		i.NEventsListener = s.src.Listeners()
 	}

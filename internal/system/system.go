@@ -69,7 +69,8 @@ type Sources struct {
 	Counts     func() Counts
 	ImageCount func() int
 	Driver     func() (name string, status [][2]string)
-	Listeners  func() int // of events
+	Listeners  func() int      // of events
+	Devices    func() []string // those of CDI, by their full names
 
 	Containers func(ctx context.Context) ([]container.Summary, error) // all, with sizes
 	Images     func(ctx context.Context, verbose bool) (image.DiskUsage, error)
