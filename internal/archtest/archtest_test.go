@@ -65,6 +65,10 @@ var lean = []struct{ from, never, reason string }{
 	{"internal/keeper", "net/http", "its memory counts for each container"},
 	{"cmd/berth-keeper", "net/http", "its memory counts for each container"},
 	{"cmd/berth-runtime", "net/http", "it starts for every container of other engines"},
+	{"cmd/berth-keeper", module + "internal/logs/ship", "the keeper writes files and never waits for a network"},
+	{"cmd/berth-keeper", module + "internal/logs/drivers", "the keeper writes files and never waits for a network"},
+	{"cmd/berth-keeper", "crypto/tls", "its memory counts for each container"},
+	{"cmd/berth-keeper", "text/template", "its memory counts for each container"},
 	{"internal/runtime", module + "internal/state", "the database is berthd's alone"},
 	{"internal/keeper", module + "internal/state", "the database is berthd's alone"},
 	{"cmd/berth-keeper", module + "internal/state", "the database is berthd's alone"},
@@ -147,7 +151,7 @@ func layer(name string) (int, string) {
 }
 
 // tooling are packages outside the product: nothing imports them.
-var tooling = []string{"archtest", "enginetest", "image/mkstarter", "snapshot/snapshottest", "bench"}
+var tooling = []string{"archtest", "enginetest", "image/mkstarter", "snapshot/snapshottest", "logs/logstest", "bench"}
 
 func isTooling(name string) bool {
 	return slices.ContainsFunc(tooling, func(t string) bool { return name == t || strings.HasPrefix(name, t+"/") })

@@ -285,7 +285,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s.keeper = kc
 	close(s.ready)
 	recovery{s}.reconcile(hello)
-	shipping{s}.resume()
+	go shipping{s}.resume()
 	go recovery{s}.sweep(ctx)
 	return s, nil
 }

@@ -29,6 +29,9 @@ func addRequested(s *specs.Spec, reg *cdi.Registry, requests []container.DeviceR
 			return errs.New(errs.Invalid, "CDI device injection failed: %w", err)
 		}
 	}
+	if h := s.Hooks; h != nil && len(h.StartContainer)+len(h.Poststop) > 0 {
+		return errs.New(errs.NotImplemented, "CDI device injection failed: hooks of the kinds startContainer and poststop are not supported by this engine")
+	}
 	return nil
 }
 

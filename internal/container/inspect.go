@@ -46,7 +46,7 @@ func (s Views) Inspect(ctx context.Context, ref string, size bool) (container.In
 		net := s.netDir(r)
 		out.ResolvConfPath, out.HostnamePath, out.HostsPath = filepath.Join(net, "resolv.conf"), filepath.Join(net, "hostname"), filepath.Join(net, "hosts")
 		if hc.LogConfig.Type == "json-file" {
-			out.LogPath = s.logPath(r.ID)
+			_, out.LogPath = r.logFile(s.dir(r.ID))
 		}
 	}
 	if st.Phase.Running() {

@@ -58,7 +58,7 @@ func (s Streams) copyLogs(ctx context.Context, c *Container, o LogsOptions, w io
 			stopped = done
 		}
 	}
-	driver, path := s.logFile(c.Record())
+	driver, path := c.Record().logFile(s.dir(c.Record().ID))
 	rd := logs.Read(ctx, path, logs.ReadOptions{Driver: driver, Since: o.Since, Until: o.Until, Tail: o.Tail, Follow: o.Follow, Stopped: stopped, Attrs: o.Details})
 	defer rd.Close()
 	out := make([]byte, 0, logBatch+32<<10)

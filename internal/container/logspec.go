@@ -71,7 +71,7 @@ func (s launcher) logSpec(r *Record) (*keeper.LogSpec, *shipment, error) {
 func (s launcher) openLog(r *Record) (*keeper.LogSpec, *shipment, error) {
 	lc := r.HostConfig.LogConfig
 	spec := &keeper.LogSpec{Driver: lc.Type}
-	spec.Driver, spec.Path = s.logFile(r)
+	spec.Driver, spec.Path = r.logFile(s.dir(r.ID))
 	if len(lc.Config) == 0 && lc.Type == logs.DriverJSONFile { // the default path
 		return spec, nil, nil
 	}
@@ -138,19 +138,16 @@ func logInfo(r *Record) *ship.Info {
 	}
 }
 
-func (s *Service) logPath(id ID) string {
-	return filepath.Join(s.dir(id), string(id)+"-json.log")
-}
-
-// logFile tells which files hold a container's output: how, and where. The names are Docker's.
-func (s *Service) logFile(r *Record) (driver, path string) {
+// logFile tells how, and where in its directory, a container's output is kept.
+// The names are Docker's.
+func (r *Record) logFile(dir string) (driver, path string) {
 	switch r.HostConfig.LogConfig.Type {
 	case logs.DriverJSONFile, logs.DriverNone:
-		return logs.DriverJSONFile, s.logPath(r.ID)
+		return logs.DriverJSONFile, filepath.Join(dir, string(r.ID)+"-json.log")
 	case logs.DriverLocal:
-		return logs.DriverLocal, filepath.Join(s.dir(r.ID), "local-logs", "container.log")
+		return logs.DriverLocal, filepath.Join(dir, "local-logs", "container.log")
 	}
-	return logs.DriverLocal, filepath.Join(s.dir(r.ID), "container-cached.log")
+	return logs.DriverLocal, filepath.Join(dir, "container-cached.log")
 }
 
 // readable reports whether a container's output can be read back.
@@ -173,7 +170,7 @@ func (s shipping) begin(c *Container, o *shipment) {
 		close(ended)
 		o.order.Stopped = ended
 	}
-	_, o.order.Spool = s.logFile(c.Record())
+	_, o.order.Spool = c.Record().logFile(s.dir(c.Record().ID))
 	o.order.Cursor = s.cursor(c.Record().ID)
 	s.ships.Start(o.order)
 }

@@ -70,7 +70,7 @@ func (f *filters) of(r *Record, spec *specs.Spec, daemonProfile string) (*keeper
 	}
 	code, flags, err := runtime.CompileSeccomp(rules)
 	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "invalid seccomp profile")
+		return nil, errs.New(errs.Invalid, "%s", createText(err.Error()))
 	}
 	if f.done == nil {
 		f.done = map[string]*keeper.Filter{}

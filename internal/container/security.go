@@ -70,13 +70,12 @@ func parseSecurity(opts []string) (s security, err error) {
 	return s, nil
 }
 
-// hasSecurity reports whether an option is there at all, so that the usual
-// container, which has none, pays nothing.
+// securityOf is what the options of a container say that were checked at its create.
 func securityOf(hc *container.HostConfig) security {
 	if len(hc.SecurityOpt) == 0 {
 		return security{}
 	}
-	s, _ := parseSecurity(hc.SecurityOpt) // checked at create
+	s, _ := parseSecurity(hc.SecurityOpt)
 	return s
 }
 
@@ -112,12 +111,10 @@ func (s creator) checkProcess(cfg *container.Config, hc *container.HostConfig) e
 	if hc.UTSMode.IsHost() && cfg.Hostname != "" {
 		return errs.New(errs.Invalid, "conflicting options: hostname and the UTS mode")
 	}
-	all := s.caps()
-	if _, _, err := capabilityNames("CapAdd", hc.CapAdd, all); err != nil {
-		return err
-	}
-	if _, _, err := capabilityNames("CapDrop", hc.CapDrop, all); err != nil {
-		return err
+	if len(hc.CapAdd)+len(hc.CapDrop) > 0 {
+		if _, err := capabilities(hc, s.caps()); err != nil {
+			return err
+		}
 	}
 	if _, ok := hc.Annotations[""]; ok {
 		return errs.New(errs.Invalid, "invalid Annotations: the empty string is not permitted as an annotation key")
@@ -175,12 +172,11 @@ func (s creator) nameDonors(hc *container.HostConfig) {
 // that no namespace of its own holds. The words are those of Docker's runtime.
 func checkSysctls(hc *container.HostConfig, remapped bool) error {
 	for _, k := range sortedNames(hc.Sysctls) {
-		name := k
-		if i := strings.IndexAny(k, "./"); i >= 0 && k[i] == '/' {
-			name = strings.ReplaceAll(k, "/", ".")
-		}
+		name := strings.ReplaceAll(runtime.SysctlPath(k), "/", ".")
 		why := ""
 		switch {
+		case strings.Contains(name, "..") || strings.HasPrefix(name, ".") || strings.HasSuffix(name, "."): // an element that is no name
+			why = "sysctl %q is not in a separate kernel namespace"
 		case strings.HasPrefix(name, "net."):
 			if hc.NetworkMode.IsHost() {
 				why = "sysctl %q not allowed in host network namespace"

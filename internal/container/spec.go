@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/runtime"
 )
@@ -122,9 +123,6 @@ func environment(cfg *container.Config, home string) []string {
 
 // capabilities applies --cap-add, --cap-drop and --privileged to the default list.
 func capabilities(hc *container.HostConfig, all []string) ([]string, error) {
-	if hc.Privileged {
-		return all, nil
-	}
 	add, addAll, err := capabilityNames("CapAdd", hc.CapAdd, all)
 	if err != nil {
 		return nil, err
@@ -135,6 +133,8 @@ func capabilities(hc *container.HostConfig, all []string) ([]string, error) {
 	}
 	base := defaultCaps
 	switch {
+	case hc.Privileged:
+		return all, nil
 	case addAll:
 		base = all
 	case dropAll:

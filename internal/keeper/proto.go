@@ -122,6 +122,7 @@ type StartRequest struct {
 	ID        string                           `json:"id"`
 	Spec      *specs.Spec                      `json:"spec"`
 	RootFD    int                              `json:"root"`
+	HooksFD   int                              `json:"hooks,omitempty"` // the mount namespace that Spec.Hooks run in; 0 without hooks
 	MountFD   map[int]int                      `json:"mounts,omitempty"` // Spec.Mounts index → descriptor
 	NSFD      map[specs.LinuxNamespaceType]int `json:"ns,omitempty"`
 	Filter    *Filter                          `json:"filter,omitempty"`

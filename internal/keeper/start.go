@@ -113,7 +113,13 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	}
 
 	// 4. The process.
-	p, err := k.rt.Start(l)
+	hooksIn := -1
+	if r.HooksFD > 0 {
+		if hooksIn, err = fd(r.HooksFD); err != nil {
+			return nil, nil, err
+		}
+	}
+	p, err := k.launch(l, r.ID, hooksIn)
 	if err != nil {
 		return nil, nil, err
 	}

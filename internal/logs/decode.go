@@ -24,7 +24,7 @@ func indexNewline(b []byte) int { return bytes.IndexByte(b, '\n') }
 // that is no entry: such lines are passed over. Members may come in any order,
 // unknown ones are skipped; a line without "log" or "time" is no entry.
 func (d *decoder) decode(b []byte) bool {
-	d.msg = Message{Stream: Stdout}
+	d.msg.Stream, d.msg.Attrs = Stdout, nil
 	p := parser{b: b}
 	if !p.open('{') {
 		return false

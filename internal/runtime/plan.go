@@ -54,6 +54,11 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 	if s.Process == nil || len(s.Process.Args) == 0 {
 		return nil, &StartError{Stage: StageExec, Errno: unix.EINVAL, Msg: "no command specified"}
 	}
+	for k := range s.Linux.Sysctl {
+		if !plainPath(SysctlPath(k)) { // it could lead out of what a namespace holds
+			return nil, &StartError{Stage: StageSysctl, Errno: unix.EINVAL, Path: k, Msg: fmt.Sprintf("sysctl %q is not in a separate kernel namespace", k)}
+		}
+	}
 	p.cgroups()
 	if l.joinsUser() {
 		p.enterUser(host, l.newFlags())
@@ -240,18 +245,28 @@ func (p *plan) names() {
 	}
 	p.stage = StageSysctl
 	for _, k := range sortedKeys(s.Linux.Sysctl) {
-		file := "/proc/sys/" + sysctlPath(k)
+		file := "/proc/sys/" + SysctlPath(k)
 		p.writeFile(file, s.Linux.Sysctl[k])
 	}
 }
 
-// sysctlPath turns net.ipv4.ip_forward into net/ipv4/ip_forward. As sysctl(8)
+// SysctlPath turns net.ipv4.ip_forward into net/ipv4/ip_forward. As sysctl(8)
 // has it, a name whose first separator is a slash keeps its dots.
-func sysctlPath(k string) string {
+func SysctlPath(k string) string {
 	if i := strings.IndexAny(k, "./"); i >= 0 && k[i] == '/' {
 		return k
 	}
 	return strings.NewReplacer(".", "/", "/", ".").Replace(k)
+}
+
+// plainPath reports whether every element of a relative path is a plain name.
+func plainPath(p string) bool {
+	for name := range strings.SplitSeq(p, "/") {
+		if name == "" || name == "." || name == ".." {
+			return false
+		}
+	}
+	return true
 }
 
 func (p *plan) writeFile(file, value string) {

@@ -408,7 +408,7 @@ func TestSysctlPath(t *testing.T) {
 		"net.ipv4.ip_forward": "net/ipv4/ip_forward", "net/ipv4/conf/eth0.100/forwarding": "net/ipv4/conf/eth0.100/forwarding",
 		"net.ipv4.conf.eth0/100.forwarding": "net/ipv4/conf/eth0.100/forwarding", "plain": "plain", "": "",
 	} {
-		if got := sysctlPath(in); got != want {
+		if got := SysctlPath(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}

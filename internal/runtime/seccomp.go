@@ -165,7 +165,7 @@ func seccompAction(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	case specs.ActLog:
 		return 0x7ffc0000, nil
 	default:
-		return 0, fmt.Errorf("seccomp action %q is not known", a)
+		return 0, fmt.Errorf("string %s is not a valid action for seccomp", a) // as runc says
 	}
 }
 
