@@ -19,7 +19,7 @@
 //	stream.Digest()                             // of the uncompressed tar
 //
 //	archive.Tar(ctx, w, rootfd, path, …)        // a tree, or one path of it
-//	archive.DiffUpper(ctx, w, upperfd)          // overlayfs's upper directory as a layer
+//	archive.DiffUpper(ctx, w, upperfd, nil)          // overlayfs's upper directory as a layer
 //	archive.DiffTrees(ctx, w, oldfd, newfd)     // the difference of two trees as a layer
 //	archive.Changes, archive.ChangedTrees       // the same as a list
 //	archive.Reassemble(ctx, w, rootfd, skeleton)

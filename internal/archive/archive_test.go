@@ -505,7 +505,7 @@ func TestDiffUpper(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := DiffUpper(context.Background(), &out, j.fd); err != nil {
+	if err := DiffUpper(context.Background(), &out, j.fd, nil); err != nil {
 		t.Fatal(err)
 	}
 	k := newJail(t)

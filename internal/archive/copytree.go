@@ -28,7 +28,8 @@ type copier struct {
 	ctx     context.Context
 	root    int
 	links   map[fileID]string
-	noClone bool // the file system does not share blocks
+	own     func(Owner) (Owner, error) // nil keeps owners
+	noClone bool                       // the file system does not share blocks
 }
 
 // dir copies the content of an open directory into another and then its attributes.
@@ -52,11 +53,18 @@ func (c *copier) dir(src, dst int, path string, depth int) error {
 	if err := unix.Fstat(src, &st); err != nil {
 		return pathError("stat", path, err)
 	}
-	return pathError("set attributes of", path, copyAttributes(src, dst, &st))
+	return pathError("set attributes of", path, c.attributes(src, dst, &st))
 }
 
-func copyAttributes(src, dst int, st *unix.Stat_t) error {
-	if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil {
+func (c *copier) attributes(src, dst int, st *unix.Stat_t) error {
+	own, err := c.owner(st)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchown(dst, own.UID, own.GID); err != nil {
+		return err
+	}
+	if err := c.marks(src, dst); err != nil {
 		return err
 	}
 	if err := unix.Fchmod(dst, st.Mode&0o7777); err != nil {
@@ -120,7 +128,11 @@ func (c *copier) one(src, dst int, name, path string, depth int) error {
 			return pathError("change mode of", path, err)
 		}
 	}
-	if err := unix.Fchownat(dst, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	own, err := c.owner(&st)
+	if err != nil {
+		return pathError("change owner of", path, err)
+	}
+	if err := unix.Fchownat(dst, name, own.UID, own.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return pathError("change owner of", path, err)
 	}
 	return pathError("set times of", path, unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW))
@@ -140,7 +152,7 @@ func (c *copier) regular(src, dst int, name string, st *unix.Stat_t) error {
 	if err := c.data(s, d, st); err != nil {
 		return err
 	}
-	return copyAttributes(s, d, st)
+	return c.attributes(s, d, st)
 }
 
 // data copies the content: as shared blocks, else extent by extent, so that holes stay holes.

@@ -9,15 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DiffUpper writes an overlayfs upper directory to w as a layer.
-func DiffUpper(ctx context.Context, w io.Writer, upperfd int) error {
+// DiffUpper writes an overlayfs upper directory to w as a layer. own, when not
+// nil, changes the owners of files into those that are written.
+func DiffUpper(ctx context.Context, w io.Writer, upperfd int, own func(Owner) Owner) error {
 	fd, err := openDirAt(upperfd, ".")
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	p := newPacker(ctx, w)
-	p.upper = true
+	p.upper, p.owner = true, own
 	if err := p.children(fd, "", "", nil, 0); err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ var layers = [][]string{
 	// 1, vocabulary: no I/O
 	{"ref", "oci", "filter", "stdmux"},
 	// 2, mechanisms: each usable alone, none knows a service
-	{"state", "content", "archive", "snapshot", "distribution", "runtime", "bundle", "keeper", "logs", "events", "cdi", "plugin"},
+	{"state", "content", "archive", "snapshot", "distribution", "runtime", "bundle", "keeper", "logs", "events", "cdi", "systemd", "plugin"},
 	// 3, services
 	{"volume", "network", "image", "container", "build", "system"},
 	// 4, edges
@@ -41,6 +41,8 @@ var layers = [][]string{
 // sameLayer are the arrows inside a layer, each with its reason.
 var sameLayer = map[string]string{
 	"snapshot/copy → archive":    "copies trees as archives do",
+	"snapshot/shift → archive":   "copies trees as archives do",
+	"snapshot/shift → snapshot":  "its mounts",
 	"snapshot/overlay → archive": "removes trees and reads whiteouts as archives do",
 	"bundle → runtime":           "the OCI command line drives the runtime",
 	"keeper → runtime":           "the keeper is what runs the runtime",

@@ -43,7 +43,6 @@ func check(s *specs.Spec, bundle string) error {
 		no("linux.timeOffsets", len(l.TimeOffsets) > 0),
 		no("linux.netDevices", len(l.NetDevices) > 0),
 		no("linux.seccomp.listenerPath", l.Seccomp != nil && l.Seccomp.ListenerPath != ""),
-		no("linux.resources.rdma", l.Resources != nil && len(l.Resources.Rdma) > 0),
 	)
 }
 

@@ -49,6 +49,7 @@ import (
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/state"
+	"berth.dev/berth/internal/systemd"
 )
 
 // ID is a container's id: 64 hexadecimal digits.
@@ -133,6 +134,7 @@ func (c *Container) Status() *Status { return c.st.Load() }
 // say otherwise. They are one immutable snapshot.
 type Defaults struct {
 	Runtime      string
+	Runtimes     map[string]Runtime // others, by name
 	CgroupParent string
 	CgroupNS     container.CgroupnsMode // "" is private on cgroup v2, host on v1
 	IPC          container.IpcMode      // "" is private
@@ -158,7 +160,9 @@ type Options struct {
 	IDMap     *idmap.Mapping // nil runs containers in the host's user namespace
 	Events    *events.Bus
 	Defaults  Defaults
-	CDI       *cdi.Registry // nil: no such devices
+	CDI       *cdi.Registry    // nil: no such devices
+	Systemd   *systemd.Manager // makes the cgroups, nil: the keeper does
+	Slice     string           // where they are by default, for Systemd
 	Log       *slog.Logger
 }
 
@@ -257,7 +261,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s.limits = sync.OnceValue(s.host.Support)
 	Edits{s}.SetDefaults(o.Defaults)
 	if o.IDMap != nil {
-		if s.userns, err = newUserns(o.IDMap); err != nil {
+		if s.userns, err = newUserns(o.IDMap, o.DataRoot, o.Log); err != nil {
 			return nil, err
 		}
 	}

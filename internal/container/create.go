@@ -19,7 +19,6 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/image"
-	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/state"
 	"berth.dev/berth/internal/undo"
 )
@@ -140,7 +139,7 @@ func (s *Service) warmUp(c *Container, r *Record) {
 	ch := make(chan int, 1)
 	c.warm.Store(&ch)
 	go func() {
-		fd, err := s.attachFor(context.Background(), r)
+		fd, err := roots{s}.attachFor(context.Background(), r)
 		if err == nil {
 			err = launcher{s}.writeNetFiles(r)
 		}
@@ -167,18 +166,6 @@ func (c *Container) dropWarm() {
 	if fd := c.takeWarm(); fd >= 0 {
 		_ = unix.Close(fd)
 	}
-}
-
-// attachRoot makes a container's root filesystem as a detached mount.
-func (s *Service) attachRoot(ctx context.Context, id ID, readonly bool) (int, error) {
-	m, err := s.o.Snapshots.Mounts(ctx, string(id))
-	if err != nil {
-		return -1, err
-	}
-	if m.Path == "" && !readonly {
-		m.Lower = append(m.Lower[:len(m.Lower):len(m.Lower)], skeletonDir(s.o.DataRoot))
-	}
-	return snapshot.Attach(m, readonly)
 }
 
 // skeletonDir is a layer below all others of every container: the mount points
@@ -359,8 +346,8 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if !hc.CgroupnsMode.Valid() {
 		return bad("invalid CGROUP mode: %s", hc.CgroupnsMode)
 	}
-	if hc.Runtime != "" && hc.Runtime != s.def.Load().Runtime && hc.Runtime != "io.containerd.runc.v2" && hc.Runtime != "runc" {
-		return bad("unknown or invalid runtime name: %s", hc.Runtime)
+	if _, err := s.def.Load().foreign(hc.Runtime); err != nil {
+		return nil, err
 	}
 	switch m := hc.NetworkMode; {
 	case m == "" || m.IsDefault():

@@ -235,7 +235,7 @@ func (s Execs) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, e
 		return nil, err
 	}
 	req := &keeper.ExecRequest{ID: string(r.ID), ExecID: ex.id, Process: p, Stdin: ex.req.AttachStdin}
-	if s.remapped(r.HostConfig) {
+	if s.userns.holds(r.HostConfig) {
 		if req.IDs, err = s.userns.hostIDs(p.User); err != nil {
 			return nil, err
 		}
@@ -273,6 +273,15 @@ func mergeEnv(base, over []string) []string {
 }
 
 func (s Execs) launchExec(ctx context.Context, ex *Exec, req *keeper.ExecRequest, fds []int) error {
+	if _, ok := s.def.Load().Runtimes[ex.c.Record().HostConfig.Runtime]; ok {
+		fd, err := hostMounts()
+		if err != nil {
+			ex.failed(126)
+			return err
+		}
+		defer unix.Close(fd)
+		req.Filter, req.Host, fds = nil, len(fds), append(fds, fd) // the runtime knows its own filter
+	}
 	reply, err := s.keeper.Exec(context.WithoutCancel(ctx), req, fds)
 	if err != nil {
 		defer s.forgetExecLater(ex)

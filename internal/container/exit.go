@@ -28,7 +28,7 @@ func (s *Service) onExit(e keeper.Exit) {
 		return
 	}
 	if e.Running {
-		go s.outOfMemory(c, e)
+		go c.outOfMemory(s, e)
 		return
 	}
 	go s.exited(c, e)
@@ -36,7 +36,7 @@ func (s *Service) onExit(e keeper.Exit) {
 
 // outOfMemory tells that a process of a container was killed, which itself may
 // go on. When it has ended meanwhile its exit tells.
-func (s *Service) outOfMemory(c *Container, e keeper.Exit) {
+func (c *Container) outOfMemory(s *Service, e keeper.Exit) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := *c.Status()

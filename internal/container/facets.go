@@ -15,6 +15,8 @@ type (
 	creator struct{ *Service }
 	// launcher holds the steps of a start.
 	launcher struct{ *Service }
+	// roots makes the root filesystems of containers.
+	roots struct{ *Service }
 	// recovery brings records, keeper and disk to agreement.
 	recovery struct{ *Service }
 	// Edits changes what a container is: rename, update, and prune.

@@ -36,7 +36,7 @@ func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, r
 	if !readonly {
 		c.dropWarm() // one upper directory serves one mount
 	}
-	fd, err = s.attachRoot(ctx, c.Record().ID, readonly)
+	fd, err = roots{s.Service}.attach(ctx, c.Record(), readonly)
 	return fd, false, err
 }
 
@@ -46,7 +46,7 @@ func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, r
 func (s Files) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, hostIDs bool, err error) {
 	fd, running, err := s.root(ctx, c, readonly)
 	if err != nil || running {
-		return fd, p, running && s.remapped(c.Record().HostConfig), err
+		return fd, p, running && s.userns.holds(c.Record().HostConfig), err
 	}
 	clean := path.Clean("/" + p)
 	for _, m := range slices.Backward(c.Record().Mounts) {
@@ -59,9 +59,9 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 		}
 		_ = unix.Close(fd)
 		rest := strings.TrimPrefix(p, m.Destination)
-		return src, "/" + strings.TrimPrefix(rest, "/"), s.remapped(c.Record().HostConfig), nil
+		return src, "/" + strings.TrimPrefix(rest, "/"), s.userns.holds(c.Record().HostConfig), nil
 	}
-	return fd, p, false, nil
+	return fd, p, s.userns.shifts(c.Record()), nil
 }
 
 func noSuchFile(ref, p string) error {
@@ -133,7 +133,7 @@ func (s Files) ArchiveGet(ctx context.Context, ref, p string, w func(container.P
 	s.event(c, events.ActionArchivePath)
 	var opts archive.TarOptions
 	if hostIDs {
-		opts.MapOwner = s.toContainer
+		opts.MapOwner = s.userns.toContainer
 	}
 	name := st.Name
 	if name == "/" {
@@ -194,7 +194,7 @@ func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o Arc
 	defer plain.Close()
 	opts := archive.UnpackOptions{NoOverwriteDirNonDir: o.NoOverwriteDirNonDir}
 	if hostIDs {
-		opts.MapOwner = s.toHost
+		opts.MapOwner = s.userns.toHost
 	}
 	if o.CopyUIDGID {
 		// Owners by number, as the tar has them: what Docker's -a does for root.
@@ -272,7 +272,7 @@ func isParentOnly(dir string, list, shown []archive.Change, hidden map[string]bo
 }
 
 func (s Files) changes(ctx context.Context, c *Container) ([]archive.Change, error) {
-	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
+	m, err := roots{s.Service}.mount(ctx, c.Record(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -331,16 +331,12 @@ func (s Files) Export(ctx context.Context, ref string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
-	if err != nil {
-		return err
-	}
-	fd, err := snapshot.Attach(m, true)
+	fd, err := roots{s.Service}.attach(ctx, c.Record(), true)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := archive.Tar(ctx, w, fd, "/", archive.TarOptions{}); err != nil {
+	if err := archive.Tar(ctx, w, fd, "/", archive.TarOptions{MapOwner: s.userns.ownersOf(c.Record())}); err != nil {
 		return err
 	}
 	s.event(c, events.ActionExport)
@@ -419,7 +415,7 @@ func (s Files) layer(ctx context.Context, c *Container, w io.Writer) error {
 			return err
 		}
 		defer unix.Close(upper)
-		return archive.DiffUpper(ctx, w, upper)
+		return archive.DiffUpper(ctx, w, upper, s.userns.ownersOf(c.Record()))
 	}
 	old, done, err := s.imageRoot(ctx, c)
 	if err != nil {

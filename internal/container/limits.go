@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/systemd"
 )
 
 const (
@@ -22,6 +23,11 @@ const (
 // those that this kernel lacks, with a warning for each. An update names only
 // what it changes.
 func (s creator) validateLimits(r *container.Resources, update bool) (warnings []string, err error) {
+	if s.o.Systemd != nil && r.CgroupParent != "" {
+		if err := systemd.CheckSlice(r.CgroupParent); err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "")
+		}
+	}
 	for _, check := range []func(*container.Resources, bool) ([]string, error){s.memoryLimits, s.cpuLimits, s.blockLimits} {
 		w, err := check(r, update)
 		if err != nil {

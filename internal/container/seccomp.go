@@ -23,10 +23,11 @@ type filters struct {
 	done map[string]*keeper.Filter
 }
 
-// of returns the filter of a container, nil for none.
-func (f *filters) of(r *Record, spec *specs.Spec, daemonProfile string) (*keeper.Filter, error) {
+// seccompText returns the text of a container's profile, "" for the built-in
+// one; none reports that it has no filter at all.
+func seccompText(r *Record, daemonProfile string) (text string, none bool, err error) {
 	if r.HostConfig.Privileged {
-		return nil, nil
+		return "", true, nil
 	}
 	profile := daemonProfile
 	inline := securityOf(r.HostConfig).seccomp // the CLI sends the file's text
@@ -35,15 +36,40 @@ func (f *filters) of(r *Record, spec *specs.Spec, daemonProfile string) (*keeper
 	}
 	switch {
 	case inline == "unconfined" || inline == "" && profile == "unconfined":
-		return nil, nil
+		return "", true, nil
 	case inline == "builtin":
 		inline = ""
 	case inline == "" && profile != "" && profile != "builtin":
 		raw, err := os.ReadFile(profile)
 		if err != nil {
-			return nil, errs.Wrap(errs.Internal, err, "opening seccomp profile failed")
+			return "", false, errs.Wrap(errs.Internal, err, "opening seccomp profile failed")
 		}
 		inline = string(raw)
+	}
+	return inline, false, nil
+}
+
+// seccompRules are a profile's rules for a container with the capabilities of spec.
+func seccompRules(text string, spec *specs.Spec) (rules *specs.LinuxSeccomp, err error) {
+	if text == "" {
+		rules, err = seccomp.GetDefaultProfile(spec)
+	} else {
+		if !json.Valid([]byte(text)) {
+			return nil, errs.New(errs.Invalid, "decoding seccomp profile failed: the profile is not valid JSON")
+		}
+		rules, err = seccomp.LoadProfile(text, spec)
+	}
+	if err != nil {
+		return nil, errs.Wrap(errs.Invalid, err, "invalid seccomp profile")
+	}
+	return rules, nil
+}
+
+// of returns the filter of a container, nil for none.
+func (f *filters) of(r *Record, spec *specs.Spec, daemonProfile string) (*keeper.Filter, error) {
+	inline, none, err := seccompText(r, daemonProfile)
+	if none || err != nil {
+		return nil, err
 	}
 	sum := sha256.Sum256([]byte(inline + "\x00" + strings.Join(spec.Process.Capabilities.Bounding, ",")))
 	key := hex.EncodeToString(sum[:8])
@@ -52,18 +78,9 @@ func (f *filters) of(r *Record, spec *specs.Spec, daemonProfile string) (*keeper
 	if have := f.done[key]; have != nil {
 		return have, nil
 	}
-	var rules *specs.LinuxSeccomp
-	var err error
-	if inline == "" {
-		rules, err = seccomp.GetDefaultProfile(spec)
-	} else {
-		if !json.Valid([]byte(inline)) {
-			return nil, errs.New(errs.Invalid, "decoding seccomp profile failed: the profile is not valid JSON")
-		}
-		rules, err = seccomp.LoadProfile(inline, spec)
-	}
+	rules, err := seccompRules(inline, spec)
 	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "invalid seccomp profile")
+		return nil, err
 	}
 	if rules == nil {
 		return nil, nil

@@ -140,7 +140,7 @@ func (s creator) checkProcess(cfg *container.Config, hc *container.HostConfig) e
 		switch {
 		case hc.Privileged && !*wc:
 			return errs.New(errs.Invalid, "option 'writable-cgroups' conflicts with privileged mode")
-		case *wc && s.remapped(hc):
+		case *wc && s.userns.holds(hc):
 			return errs.New(errs.Invalid, "option 'writable-cgroups' conflicts with user namespaces")
 		}
 	}

@@ -175,10 +175,10 @@ func TestUserNamespaceRefusals(t *testing.T) {
 	if _, err := s.userns.hostIDs(specs.User{UID: 65536}); err == nil {
 		t.Error("a user without a mapping is accepted")
 	}
-	if o, err := s.toHost(archive.Owner{UID: 5, GID: 6}); err != nil || o != (archive.Owner{UID: 100005, GID: 200006}) {
+	if o, err := s.userns.toHost(archive.Owner{UID: 5, GID: 6}); err != nil || o != (archive.Owner{UID: 100005, GID: 200006}) {
 		t.Error(o, err)
 	}
-	if o := s.toContainer(archive.Owner{UID: 100005, GID: 0}); o != (archive.Owner{UID: 5, GID: idmap.Overflow}) {
+	if o := s.userns.toContainer(archive.Owner{UID: 100005, GID: 0}); o != (archive.Owner{UID: 5, GID: idmap.Overflow}) {
 		t.Error(o)
 	}
 }

@@ -78,7 +78,8 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	// 1. The root filesystem, made at create if that was just now.
 	root := c.takeWarm()
 	if root < 0 {
-		if root, err = s.attachFor(ctx, r); err != nil {
+		root, err = roots{s}.attachFor(ctx, r)
+		if err != nil {
 			return err
 		}
 		if err = l.writeNetFiles(r); err != nil {
@@ -96,7 +97,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 
 	// 3. The network namespace, pinned before any process exists.
 	join := func(t specs.LinuxNamespaceType, fd int) { req.NSFD[t] = give(fd) }
-	remapped := s.remapped(r.HostConfig)
+	remapped := s.userns.holds(r.HostConfig)
 	if remapped {
 		if err := l.mappedNS(r, join); err != nil {
 			return err
@@ -146,8 +147,12 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		}
 		req.MountFD[i] = give(fd)
 	}
-	if req.Filter, err = s.seccomp.of(r, req.Spec, s.def.Load().Seccomp); err != nil {
+	if foreign, err := l.useForeign(r, req, give); err != nil {
 		return err
+	} else if !foreign {
+		if req.Filter, err = s.seccomp.of(r, req.Spec, s.def.Load().Seccomp); err != nil {
+			return err
+		}
 	}
 	hc := r.HostConfig
 	req.Parent, req.Stdin, req.StdinOnce = hc.CgroupParent, r.Config.OpenStdin, r.Config.StdinOnce
@@ -159,6 +164,15 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}
 	if shipped != nil {
 		u.Add(shipped.drop)
+	}
+
+	if s.o.Systemd != nil {
+		unit, err := l.scope(ctx, r, req.Spec.Linux.Resources)
+		if err != nil {
+			return err
+		}
+		u.Add(unit.Release)
+		req.Cgroup = unit.Cgroup
 	}
 
 	// 5. Clients that attached before.

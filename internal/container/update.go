@@ -54,6 +54,11 @@ func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig)
 		if err := resources(&hc.Resources, lr); err != nil {
 			return cannot(errs.Invalid, err)
 		}
+		if s.o.Systemd != nil {
+			if err := s.o.Systemd.Update(ctx, scopeName(r.ID), lr); err != nil {
+				return cannot(errs.Internal, err)
+			}
+		}
 		if err := s.keeper.Update(ctx, &keeper.Target{ID: string(r.ID), Limits: lr}); err != nil {
 			return cannot(errs.Internal, fmt.Errorf("runc did not terminate successfully: exit status 1: %w: unknown", err))
 		}

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -16,6 +17,7 @@ import (
 	"berth.dev/berth/internal/keeper"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
+	"berth.dev/berth/internal/snapshot/shift"
 )
 
 // # Containers in user namespaces (--userns-remap)
@@ -31,6 +33,10 @@ import (
 // The mapping of the mounts has one range more than that of the containers: the
 // host's root, who makes files through such a view before giving them to
 // their owner, and who would otherwise have no id there.
+//
+// Where mounts with mapped ids do not exist, layers are copied with shifted
+// owners (package snapshot/shift), and what containers write has the host's ids on
+// disk. Then whatever is read of them is mapped back: see shifted.
 
 // userns is what the service has for containers in user namespaces.
 type userns struct {
@@ -39,12 +45,14 @@ type userns struct {
 	gid     []specs.LinuxIDMapping
 	rt      *runtime.Runtime
 	mountNS int // a user namespace with the mapping of the mounts
+
+	layers *shift.Layers // copies with shifted owners; nil with mapped mounts
 }
 
 // hostRootOnDisk is the id that stands on disk for the host's root.
 const hostRootOnDisk = 1<<32 - 2
 
-func newUserns(ids *idmap.Mapping) (*userns, error) {
+func newUserns(ids *idmap.Mapping, dataRoot string, log *slog.Logger) (*userns, error) {
 	u := &userns{ids: ids, uid: mappings(ids.UID), gid: mappings(ids.GID)}
 	var err error
 	if u.rt, err = runtime.New(); err != nil {
@@ -55,7 +63,48 @@ func newUserns(ids *idmap.Mapping) (*userns, error) {
 	if u.mountNS, _, err = u.rt.NewUserNS(-1, withRoot(u.uid), withRoot(u.gid), false); err != nil {
 		return nil, err
 	}
+	if err := u.probe(dataRoot); err != nil {
+		log.Warn("layers are copied for containers in user namespaces", "reason", err)
+		if u.layers, err = shift.Open(filepath.Join(dataRoot, "shifted"), ids); err != nil {
+			return nil, err
+		}
+	}
 	return u, nil
+}
+
+// probe mounts two small layers with mapped ids and writes through the mount.
+func (u *userns) probe(dataRoot string) error {
+	dir, err := os.MkdirTemp(dataRoot, "probe-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	m := snapshot.Mount{Lower: []string{filepath.Join(dir, "low")}, Upper: filepath.Join(dir, "up"), Work: filepath.Join(dir, "work")}
+	for _, d := range []string{m.Lower[0], m.Upper, m.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	fd, err := snapshot.AttachMapped(m, u.mountNS)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Mkdirat(fd, "d", 0o755); err != nil {
+		return err
+	}
+	uid, gid := u.ids.Root()
+	if err := unix.Fchownat(fd, "d", int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(m.Upper, "d"), &st); err != nil {
+		return err
+	}
+	if st.Uid != 0 || st.Gid != 0 {
+		return fmt.Errorf("a directory of the container's root is owned by %d:%d on disk", st.Uid, st.Gid)
+	}
+	return nil
 }
 
 func mappings(m idmap.Map) []specs.LinuxIDMapping {
@@ -66,14 +115,12 @@ func mappings(m idmap.Map) []specs.LinuxIDMapping {
 	return out
 }
 
-// remapped reports whether a container runs in a user namespace.
-func (s *Service) remapped(hc *container.HostConfig) bool {
-	return s.userns != nil && !hc.UsernsMode.IsHost()
-}
+// holds reports whether a container runs in a user namespace.
+func (u *userns) holds(hc *container.HostConfig) bool { return u != nil && !hc.UsernsMode.IsHost() }
 
 // checkUserns refuses what a container in a user namespace cannot have.
 func (s creator) checkUserns(hc *container.HostConfig) error {
-	if !s.remapped(hc) {
+	if !s.userns.holds(hc) {
 		return nil
 	}
 	switch {
@@ -87,17 +134,52 @@ func (s creator) checkUserns(hc *container.HostConfig) error {
 	return nil
 }
 
-// attachFor attaches the root filesystem that a container is to run on.
-func (s *Service) attachFor(ctx context.Context, r *Record) (int, error) {
-	if !s.remapped(r.HostConfig) {
-		return s.attachRoot(ctx, r.ID, false)
+// shifts reports whether a container's own layer has the host's ids on disk.
+func (u *userns) shifts(r *Record) bool { return u.holds(r.HostConfig) && u.layers != nil }
+
+// ownersOf maps the owners of a container's files, as they are on disk, to
+// those that it knows; nil when they are the same.
+func (u *userns) ownersOf(r *Record) func(archive.Owner) archive.Owner {
+	if u.shifts(r) {
+		return u.toContainer
 	}
+	return nil
+}
+
+// mount tells how the root of a container is made, with or without the layer
+// of mount points.
+func (s roots) mount(ctx context.Context, r *Record, skeleton bool) (snapshot.Mount, error) {
 	m, err := s.o.Snapshots.Mounts(ctx, string(r.ID))
+	if err != nil {
+		return m, err
+	}
+	if m.Path == "" && skeleton {
+		m.Lower = append(m.Lower[:len(m.Lower):len(m.Lower)], skeletonDir(s.o.DataRoot))
+	}
+	if s.userns.shifts(r) {
+		return s.userns.layers.Shift(ctx, m)
+	}
+	return m, nil
+}
+
+// attach makes a container's root filesystem as a detached mount, with the
+// owners that are on disk.
+func (s roots) attach(ctx context.Context, r *Record, readonly bool) (int, error) {
+	m, err := s.mount(ctx, r, !readonly)
 	if err != nil {
 		return -1, err
 	}
-	if m.Path == "" {
-		m.Lower = append(m.Lower[:len(m.Lower):len(m.Lower)], skeletonDir(s.o.DataRoot))
+	return snapshot.Attach(m, readonly)
+}
+
+// attachFor makes the root filesystem that a container is to run on.
+func (s roots) attachFor(ctx context.Context, r *Record) (int, error) {
+	if !s.userns.holds(r.HostConfig) || s.userns.shifts(r) {
+		return s.attach(ctx, r, false)
+	}
+	m, err := s.mount(ctx, r, true)
+	if err != nil {
+		return -1, err
 	}
 	return snapshot.AttachMapped(m, s.userns.mountNS)
 }
@@ -122,7 +204,7 @@ func (s launcher) mappedNS(r *Record, give func(specs.LinuxNamespaceType, int)) 
 		if err != nil {
 			return err
 		}
-		if !s.remapped(c.Record().HostConfig) {
+		if !s.userns.holds(c.Record().HostConfig) {
 			return errs.New(errs.Invalid, "failed to join %s namespace: container %s runs in the host's user namespace; use --userns=host", d.what, c.Record().ID)
 		}
 		if user >= 0 {
@@ -173,7 +255,7 @@ func (u *userns) hostIDs(p specs.User) (*keeper.HostIDs, error) {
 // of containers are used again: those of the host's root are given back too.
 func (s launcher) ownNetFiles(r *Record) error {
 	uid, gid := uint32(0), uint32(0)
-	if s.remapped(r.HostConfig) {
+	if s.userns.holds(r.HostConfig) {
 		uid, gid = s.userns.ids.Root()
 	}
 	for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
@@ -186,8 +268,8 @@ func (s launcher) ownNetFiles(r *Record) error {
 
 // toHost maps the owners of an archive to those that they have in a running
 // container's own view.
-func (s *Service) toHost(o archive.Owner) (archive.Owner, error) {
-	ids := s.userns.ids
+func (u *userns) toHost(o archive.Owner) (archive.Owner, error) {
+	ids := u.ids
 	uid, ok1 := ids.UID.Out(uint32(o.UID))
 	gid, ok2 := ids.GID.Out(uint32(o.GID))
 	if !ok1 || !ok2 {
@@ -197,7 +279,7 @@ func (s *Service) toHost(o archive.Owner) (archive.Owner, error) {
 }
 
 // toContainer is the way back. What the container sees as nobody's goes out so.
-func (s *Service) toContainer(o archive.Owner) archive.Owner {
-	ids := s.userns.ids
+func (u *userns) toContainer(o archive.Owner) archive.Owner {
+	ids := u.ids
 	return archive.Owner{UID: int(ids.UID.In(uint32(o.UID))), GID: int(ids.GID.In(uint32(o.GID)))}
 }

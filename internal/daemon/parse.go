@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/logs/drivers"
+	"berth.dev/berth/internal/systemd"
 )
 
 // ErrHelp is what Parse returns when the help text was asked for and printed.
@@ -201,6 +202,11 @@ func (c *Config) finish() error {
 		}
 		c.Runtime.CgroupDriver = val
 	}
+	if p := c.Default.CgroupParent; p != "" && c.Runtime.CgroupDriver == "systemd" {
+		if err := systemd.CheckSlice(p); err != nil {
+			return err
+		}
+	}
 	return c.check()
 }
 
@@ -244,7 +250,7 @@ func (c *Config) check() error {
 			return fmt.Errorf("invalid default address pool: base %s, size %d", p.Base, p.Size)
 		}
 	}
-	if err := drivers.Validate(c.Default.LogDriver, c.Default.LogOptions); err != nil {
+	if err := drivers.Check(c.Default.LogDriver, c.Default.LogOptions); err != nil {
 		return fmt.Errorf("failed to set log opts: %w", err)
 	}
 	return nil

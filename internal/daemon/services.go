@@ -30,11 +30,13 @@ import (
 	"berth.dev/berth/internal/image"
 	enginenetwork "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/plugin"
+	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/snapshot/copy"
 	"berth.dev/berth/internal/snapshot/overlay"
 	"berth.dev/berth/internal/state"
 	"berth.dev/berth/internal/system"
+	"berth.dev/berth/internal/systemd"
 	"berth.dev/berth/internal/undo"
 )
 
@@ -112,9 +114,13 @@ func NewServices(c *Config) (_ *Services, err error) {
 	}
 	u.Add(networks.Close)
 	devices := cdi.New(c.CDISpecDirs)
+	var scopes *systemd.Manager
+	if c.Runtime.CgroupDriver == "systemd" {
+		scopes = systemd.New(cgroupV2(), runtime.SharesToWeight, keeperProgram, "berth-scope", "hold")
+	}
 	containers, err = enginecontainer.Open(ctx, enginecontainer.Options{
 		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Events: b, IDMap: ids,
-		Defaults: containerDefaults(c), CDI: devices, Log: log,
+		Defaults: containerDefaults(c), CDI: devices, Systemd: scopes, Slice: c.Default.CgroupParent, Log: log,
 	}, keeperProgram)
 	if err != nil {
 		return nil, err
@@ -224,7 +230,7 @@ func program(name string) (string, error) {
 // cgroupParent is where the cgroups of containers are that name no parent: one
 // place for each exec root, so that engines do not meet.
 func cgroupParent(c *Config) string {
-	if p := c.Default.CgroupParent; p != "" {
+	if p := c.Default.CgroupParent; p != "" && c.Runtime.CgroupDriver != "systemd" { // a slice is no path
 		return path.Clean("/" + p)
 	}
 	if c.ExecRoot == DefaultExecRoot {
@@ -240,6 +246,17 @@ func containerDefaults(c *Config) enginecontainer.Defaults {
 		Runtime: system.DefaultRuntime, CgroupParent: cgroupParent(c), CgroupNS: container.CgroupnsMode(d.CgroupnsMode), IPC: container.IpcMode(d.IpcMode),
 		ShmSize: d.ShmSize, Init: d.Init, NoNewPrivs: d.NoNewPrivs, LogDriver: d.LogDriver, LogOpts: d.LogOptions,
 		Seccomp: d.SeccompProfile, Shutdown: c.ShutdownTimeout,
+	}
+	out.Runtimes = make(map[string]enginecontainer.Runtime, len(c.Runtime.Runtimes))
+	for name, r := range c.Runtime.Runtimes {
+		path := r.Path
+		if b, ok := r.Options["BinaryName"].(string); ok && path == "" {
+			path = b
+		}
+		if path == "" {
+			path = name
+		}
+		out.Runtimes[name] = enginecontainer.Runtime{Path: path, Args: r.Args}
 	}
 	if c.Runtime.Default != "" {
 		out.Runtime = c.Runtime.Default

@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"berth.dev/berth/internal/idmap"
 )
 
@@ -75,7 +73,8 @@ func makeDefaultUser(files idmap.Files) error {
 
 // setupRoot makes the data root. With a mapping that is a directory below it,
 // named by the host's ids of the container's root, who may walk through it and list
-// nothing; trees made under another mapping stay apart.
+// nothing; trees made under another mapping stay apart. Containers get what they need
+// as descriptors: the directories above need not be open to them.
 func setupRoot(root string, m *idmap.Mapping) (string, error) {
 	if err := os.MkdirAll(root, 0o710); err != nil {
 		return "", err
@@ -96,21 +95,7 @@ func setupRoot(root string, m *idmap.Mapping) (string, error) {
 			return "", err
 		}
 	}
-	for dir := filepath.Dir(own); dir != "/" && dir != "."; dir = filepath.Dir(dir) {
-		if !mayWalk(dir, uid, gid) {
-			return "", fmt.Errorf("a subdirectory in your graphroot path (%s) restricts access to the remapped root uid/gid; please fix by allowing 'o+x' permissions on existing directories", own)
-		}
-	}
 	return own, nil
-}
-
-// mayWalk reports whether the mode bits let a user through a directory.
-func mayWalk(dir string, uid, gid uint32) bool {
-	var st unix.Stat_t
-	if unix.Stat(dir, &st) != nil {
-		return false
-	}
-	return st.Mode&0o001 != 0 || st.Uid == uid && st.Mode&0o100 != 0 || st.Gid == gid && st.Mode&0o010 != 0
 }
 
 // rooted is c with its data root, and with the names of the mapped user and group.

@@ -49,7 +49,7 @@ func (k *Keeper) adopt(r *AdoptRequest, fds []int) error {
 	}
 	t := &task{
 		id: e.ID, pid: e.Pid, start: e.Start, at: e.At, term: e.Term, nsFlags: e.NS, exit: e.Exit,
-		cgroup: k.cgroups.Find(e.Cgroup), mountNS: -1, pidFD: -1, adopted: true,
+		cgroup: k.cgroups.Find(e.Cgroup), mountNS: -1, pidFD: -1, adopted: true, oci: e.OCI,
 	}
 	t.io = &stdio{loop: k.loop, term: e.Term, logSpec: e.Log}
 	if t.exit == nil {
@@ -82,7 +82,7 @@ func (k *Keeper) adopt(r *AdoptRequest, fds []int) error {
 	t.watch(k.loop)
 	k.loop.mu.Unlock()
 	if k.cgroups.MemoryLimited(t.cgroup) {
-		k.watchOOM(t, false)
+		t.watchOOM(k, false)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func (k *Keeper) exited(s *source) {
 		k.execExited(s)
 		return
 	case s.oom != nil:
-		k.outOfMemory(s)
+		s.oom.outOfMemory(k, s)
 		return
 	}
 	t := s.task
@@ -64,6 +64,9 @@ func (k *Keeper) exited(s *source) {
 		k.mu.Unlock()
 		if ns >= 0 {
 			_ = unix.Close(ns)
+		}
+		if t.oci != nil {
+			k.deleteOCI(t.oci, t.id)
 		}
 		k.removeCgroup(t.cgroup)
 	})

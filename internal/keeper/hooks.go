@@ -18,16 +18,23 @@ import (
 	"berth.dev/berth/internal/runtime"
 )
 
+// hookPlace is where hooks find their bundle while they run, a directory, and the mount
+// namespace that they run in.
+type hookPlace struct {
+	bundle string
+	mounts int
+}
+
 // launch starts a task's process. With OCI hooks, which devices of CDI bring
 // along, the process is made first, complete but for its execve; then the hooks
-// run in the mount namespace hooksIn, the engine's, since the keeper's own shows
+// run in the engine's mount namespace, since the keeper's own shows
 // next to nothing, and then it may go on.
 //
 // What createContainer hooks change lies below the root of the container, which
 // they find in the configuration of the bundle: its path is /proc/PID/root.
-func (k *Keeper) launch(l *runtime.Launch, id string, hooksIn int) (*runtime.Process, error) {
+func launch(rt *runtime.Runtime, l *runtime.Launch, at hookPlace, id string) (*runtime.Process, error) {
 	if l.Spec.Hooks == nil {
-		return k.rt.Start(l)
+		return rt.Start(l)
 	}
 	var start, late [2]int
 	if err := unix.Pipe2(start[:], unix.O_CLOEXEC); err != nil {
@@ -38,7 +45,7 @@ func (k *Keeper) launch(l *runtime.Launch, id string, hooksIn int) (*runtime.Pro
 		return nil, err
 	}
 	l.StartFD, l.LateFD = start[0], late[1]
-	p, err := k.rt.Start(l)
+	p, err := rt.Start(l)
 	_, _ = unix.Close(start[0]), unix.Close(late[1])
 	defer unix.Close(late[0])
 	if err != nil {
@@ -48,7 +55,7 @@ func (k *Keeper) launch(l *runtime.Launch, id string, hooksIn int) (*runtime.Pro
 	ran := make(chan error, 1)
 	go func() {
 		goruntime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		ran <- k.runHooks(l.Spec, id, p.Pid, hooksIn)
+		ran <- at.run(l.Spec, id, p.Pid)
 	}()
 	if err = <-ran; err == nil {
 		_, err = unix.Write(start[1], []byte{0})
@@ -99,17 +106,17 @@ func lateReport(pr *specs.Process, fd int) error {
 	}
 }
 
-// runHooks runs the hooks that come before a container's program, and its
+// run runs the hooks that come before a container's program, and its
 // poststart hooks, which may as well run then. The calling thread moves to the
 // mount namespace for good.
-func (k *Keeper) runHooks(s *specs.Spec, id string, pid, mounts int) error {
+func (at hookPlace) run(s *specs.Spec, id string, pid int) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
-	if err := unix.Setns(mounts, unix.CLONE_NEWNS); err != nil {
+	if err := unix.Setns(at.mounts, unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("cannot join the engine's mount namespace: %w", err)
 	}
-	dir := filepath.Join(k.cfg.ExecRoot, "keeper", "hooks", id)
+	dir := at.bundle
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}

@@ -32,17 +32,18 @@ const (
 )
 
 type entry struct {
-	Op     string    `json:"op"`
-	ID     string    `json:"id"`
-	Pid    int       `json:"pid,omitempty"`
-	Start  uint64    `json:"start,omitempty"`
-	Cgroup string    `json:"cgroup,omitempty"`
-	Term   bool      `json:"term,omitempty"`
-	NS     uint64    `json:"ns,omitempty"`
-	Log    *LogSpec  `json:"log,omitempty"`
-	At     time.Time `json:"at,omitzero"`
-	Exit   *Exit     `json:"exit,omitempty"`
-	Boot   string    `json:"boot,omitempty"`
+	Op     string      `json:"op"`
+	ID     string      `json:"id"`
+	Pid    int         `json:"pid,omitempty"`
+	Start  uint64      `json:"start,omitempty"`
+	Cgroup string      `json:"cgroup,omitempty"`
+	Term   bool        `json:"term,omitempty"`
+	NS     uint64      `json:"ns,omitempty"`
+	Log    *LogSpec    `json:"log,omitempty"`
+	OCI    *OCIRuntime `json:"oci,omitempty"`
+	At     time.Time   `json:"at,omitzero"`
+	Exit   *Exit       `json:"exit,omitempty"`
+	Boot   string      `json:"boot,omitempty"`
 }
 
 const journalMax = 1 << 20

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -43,7 +44,9 @@ type Keeper struct {
 	orphans map[string]entry // in the journal, not adopted yet
 	holding bool             // an upgrade is under way: no request is taken
 
-	lockFD     int // holds the exec root against another keeper
+	ttys       atomic.Int64 // names of console sockets
+	hostNS     int          // the host's mount namespace, from the first task of another runtime on; 0 before
+	lockFD     int          // holds the exec root against another keeper
 	listenFD   int
 	listenFile *os.File // keeps listenFD open
 
@@ -70,7 +73,8 @@ type task struct {
 	exec     map[string]*execution
 	src      *source
 	oom      oomWatch
-	adopted  bool // not a child of this process
+	oci      *OCIRuntime // the runtime that runs it, nil for the engine's own
+	adopted  bool        // not a child of this process
 	starting bool
 }
 
@@ -403,7 +407,7 @@ func (k *Keeper) update(t *Target) error {
 		return err
 	}
 	if limitsMemory(t.Limits) {
-		k.watchOOM(task, false)
+		task.watchOOM(k, false)
 	}
 	return nil
 }

@@ -23,7 +23,14 @@ const (
 )
 
 // Main is the program berth-keeper. It returns the exit status.
+//
+// With the one argument "hold" it is the placeholder of a cgroup instead, which
+// ends when its stdin does.
 func Main(args []string) int {
+	if len(args) == 1 && args[0] == "hold" {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return 0
+	}
 	fs := flag.NewFlagSet("berth-keeper", flag.ContinueOnError)
 	var cfg Config
 	fs.StringVar(&cfg.ExecRoot, "exec-root", "/run/berth", "directory of the control socket")

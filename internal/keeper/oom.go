@@ -21,7 +21,7 @@ func limitsMemory(r *specs.LinuxResources) bool {
 
 // watchOOM has the loop tell when the task runs out of memory. For a task that
 // is new what was before the watch is told too.
-func (k *Keeper) watchOOM(t *task, isNew bool) {
+func (t *task) watchOOM(k *Keeper, isNew bool) {
 	k.loop.mu.Lock()
 	defer k.loop.mu.Unlock()
 	t.oom.limited = true
@@ -37,7 +37,7 @@ func (k *Keeper) watchOOM(t *task, isNew bool) {
 	k.loop.add(t.oom.src)
 	k.loop.want(t.oom.src, events)
 	if t.oom.kills = k.cgroups.OOMKills(t.cgroup); t.oom.kills > 0 && isNew {
-		go k.tellOOM(t)
+		go t.tellOOM(k)
 	}
 }
 
@@ -53,8 +53,7 @@ func (o *oomWatch) end(l *loop) bool {
 }
 
 // outOfMemory is called by the loop when a watch is readable.
-func (k *Keeper) outOfMemory(s *source) {
-	t := s.oom
+func (t *task) outOfMemory(k *Keeper, s *source) {
 	k.loop.mu.Lock()
 	if t.oom.src != s {
 		k.loop.mu.Unlock()
@@ -65,10 +64,10 @@ func (k *Keeper) outOfMemory(s *source) {
 	t.oom.kills = max(t.oom.kills, n)
 	k.loop.mu.Unlock()
 	if tell {
-		k.tellOOM(t)
+		t.tellOOM(k)
 	}
 }
 
-func (k *Keeper) tellOOM(t *task) {
+func (t *task) tellOOM(k *Keeper) {
 	k.broadcast("oom", &Exit{ID: t.id, OOM: true, Running: true, At: time.Now()})
 }

@@ -133,18 +133,16 @@ func (p *pool) newCgroup() (*runtime.Cgroup, error) {
 // cgroup hands out a cgroup: one made ahead, or one of its own below a parent.
 // Those made ahead inherit the default device rules; a container with rules of
 // its own gets a place where nothing is inherited.
-func (p *pool) cgroup(parent, id string, ownDevices bool) (*runtime.Cgroup, error) {
+func (p *pool) cgroup(r *StartRequest, ownDevices bool) (*runtime.Cgroup, error) {
+	parent := r.Parent
+	if r.Cgroup != "" {
+		return p.restricted(p.k.cgroups.Enter(r.Cgroup))
+	}
 	if parent != "" && path.Clean("/"+parent) != p.k.cfg.Parent || ownDevices {
 		if parent == "" {
 			parent = p.k.cfg.Parent + devicesSuffix
 		}
-		g, err := p.k.cgroups.Make(path.Join("/", parent, id))
-		if err == nil {
-			if err = p.k.cgroups.AllowDefaultDevices(g); err != nil {
-				p.k.removeCgroup(g)
-			}
-		}
-		return g, err
+		return p.restricted(p.k.cgroups.Make(path.Join("/", parent, r.ID)))
 	}
 	p.handedOut.Store(time.Now().UnixNano())
 	select {
@@ -153,6 +151,16 @@ func (p *pool) cgroup(parent, id string, ownDevices bool) (*runtime.Cgroup, erro
 	default:
 		return p.newCgroup()
 	}
+}
+
+// restricted limits a cgroup that inherits nothing to the default devices.
+func (p *pool) restricted(g *runtime.Cgroup, err error) (*runtime.Cgroup, error) {
+	if err == nil {
+		if err = p.k.cgroups.AllowDefaultDevices(g); err != nil {
+			p.k.removeCgroup(g)
+		}
+	}
+	return g, err
 }
 
 // dev hands out a /dev tree.

@@ -122,11 +122,12 @@ type StartRequest struct {
 	ID        string                           `json:"id"`
 	Spec      *specs.Spec                      `json:"spec"`
 	RootFD    int                              `json:"root"`
-	HooksFD   int                              `json:"hooks,omitempty"` // the mount namespace that Spec.Hooks run in; 0 without hooks
+	HooksFD   int                              `json:"hooks,omitempty"`  // the mount namespace that Spec.Hooks run in; 0 without hooks
 	MountFD   map[int]int                      `json:"mounts,omitempty"` // Spec.Mounts index → descriptor
 	NSFD      map[specs.LinuxNamespaceType]int `json:"ns,omitempty"`
 	Filter    *Filter                          `json:"filter,omitempty"`
 	Parent    string                           `json:"parent,omitempty"` // cgroup parent, "" for the keeper's own
+	Cgroup    string                           `json:"cgroup,omitempty"` // a cgroup that is there already, in place of one below Parent
 	Log       *LogSpec                         `json:"log,omitempty"`
 	Stdin     bool                             `json:"stdin,omitempty"`     // keep stdin open
 	StdinOnce bool                             `json:"stdinOnce,omitempty"` // close it when the first attachment ends its input
@@ -134,6 +135,7 @@ type StartRequest struct {
 	IDs       *HostIDs                         `json:"ids,omitempty"`
 	Devices   bool                             `json:"devices,omitempty"` // Spec.Linux.Devices holds more than the default nodes
 	Attach    []AttachSpec                     `json:"attach,omitempty"`
+	OCI       *OCIRuntime                      `json:"oci,omitempty"` // the runtime that is to run it, nil for the engine's own
 }
 
 // StartReply tells where the task is. Its descriptors are the pidfd, then the
@@ -154,6 +156,7 @@ type ExecRequest struct {
 	Stdin   bool           `json:"stdin,omitempty"`
 	Attach  []AttachSpec   `json:"attach,omitempty"`
 	IDs     *HostIDs       `json:"ids,omitempty"`
+	Host    int            `json:"host,omitempty"` // descriptor of the host's mount namespace, for a task of another runtime
 }
 
 // Target names a task, or an exec of it, with one argument.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -70,8 +71,31 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 		t.nsFlags |= nsBits[ns.Type]
 	}
 
+	if r.OCI != nil {
+		host, err := fd(r.OCI.Host)
+		if err != nil {
+			return nil, nil, err
+		}
+		t.io = &stdio{loop: k.loop, term: t.term, once: r.StdinOnce, logSpec: r.Log}
+		u.Add(func() { k.loop.mu.Lock(); t.io.abandon(); k.loop.mu.Unlock() })
+		attach := func() {
+			for _, a := range r.Attach {
+				if a.FD >= 0 && a.FD < len(fds) {
+					keep[a.FD] = true
+					t.io.attach(fds[a.FD], a)
+				}
+			}
+		}
+		if err := k.startOCI(r, t, l, host, attach); err != nil {
+			return nil, nil, err
+		}
+		u.Release()
+		reply, handles := k.register(t, r)
+		return reply, handles, nil
+	}
+
 	// 2. Cgroup and /dev, made ahead where possible.
-	if t.cgroup, err = k.pool.cgroup(r.Parent, r.ID, ownDevices(r.Spec.Linux.Resources)); err != nil {
+	if t.cgroup, err = k.pool.cgroup(r, ownDevices(r.Spec.Linux.Resources)); err != nil {
 		return nil, nil, err
 	}
 	u.Add(func() { k.later(func() { k.removeCgroup(t.cgroup) }) })
@@ -119,7 +143,7 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 			return nil, nil, err
 		}
 	}
-	p, err := k.launch(l, r.ID, hooksIn)
+	p, err := launch(k.rt, l, hookPlace{filepath.Join(k.cfg.ExecRoot, "keeper", "hooks", r.ID), hooksIn}, r.ID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -129,22 +153,29 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 	t.cgroup.CloseFDs()
 
 	// 5. The record, then the watch: an exit cannot be seen before it is known.
-	k.journal.write(entry{Op: opStart, ID: t.id, Pid: t.pid, Start: t.start, Cgroup: t.cgroup.Rel, Term: t.term, NS: t.nsFlags, Log: r.Log, At: t.at})
+	reply, handles := k.register(t, r)
+	return reply, handles, nil
+}
+
+// register makes a process that has been started a task: it is recorded, then
+// watched. It returns the reply and its descriptors.
+func (k *Keeper) register(t *task, r *StartRequest) (*StartReply, []int) {
+	k.journal.write(entry{Op: opStart, ID: t.id, Pid: t.pid, Start: t.start, Cgroup: t.cgroup.Rel, Term: t.term, NS: t.nsFlags, Log: r.Log, OCI: t.oci, At: t.at})
 	reply := &StartReply{Pid: t.pid, StartTime: t.start, Cgroup: t.cgroup.Rel, At: t.at}
 	k.mu.Lock()
 	t.starting = false
 	k.mu.Unlock()
 	k.loop.mu.Lock()
 	// Copies: the originals may be closed by the exit before the reply is sent.
-	handles = dupAll(t.handles())
+	handles := dupAll(t.handles())
 	t.oom.limited = limitsMemory(r.Spec.Linux.Resources)
 	t.watch(k.loop)
 	k.loop.mu.Unlock()
 	k.afterReply(handles)
 	if t.oom.limited {
-		go k.watchOOM(t, true) // a kill before that is seen at the exit, or when the watch begins
+		go t.watchOOM(k, true) // a kill before that is seen at the exit, or when the watch begins
 	}
-	return reply, handles, nil
+	return reply, handles
 }
 
 func ownDevices(r *specs.LinuxResources) bool { return r != nil && len(r.Devices) > 0 }
@@ -218,7 +249,7 @@ func (s *stdio) open(dev *runtime.DevTree, stdin bool, pr *specs.Process) (child
 		if err != nil {
 			return child, "", err
 		}
-		s.terminal(master, slave, pr)
+		s.terminal(master, slave, pr, nil)
 		child[0] = slave
 		for i := 1; i < 3; i++ {
 			if child[i], err = unix.FcntlInt(uintptr(slave), unix.F_DUPFD_CLOEXEC, 10); err != nil {
@@ -275,7 +306,7 @@ func (s *stdio) owner(pr *specs.Process) (uid, gid int) {
 }
 
 // terminal takes a new terminal's master.
-func (s *stdio) terminal(master, slave int, pr *specs.Process) {
+func (s *stdio) terminal(master, slave int, pr *specs.Process, attach func()) {
 	src := &source{fd: master, stream: streamStdout, io: s}
 	s.out[1], s.in = src, src
 	if b := pr.ConsoleSize; b != nil && b.Height > 0 && b.Width > 0 {
@@ -284,11 +315,14 @@ func (s *stdio) terminal(master, slave int, pr *specs.Process) {
 	if uid, _ := s.owner(pr); uid != 0 {
 		_ = unix.Fchown(slave, uid, -1)
 	}
+	// The slave is held by nobody until the process runs: an end of file seen
+	// before that would be wrong, so the caller closes its copies only later.
 	s.loop.mu.Lock()
 	defer s.loop.mu.Unlock()
 	s.loop.add(src)
-	// The slave is held by nobody until the process runs: an end of file seen
-	// before that would be wrong, so the caller closes its copies only later.
+	if attach != nil {
+		attach() // before the first byte is read
+	}
 	s.interest()
 }
 
@@ -319,6 +353,9 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 	defer u.Run()
 	ex := &execution{id: r.ExecID, task: t, term: r.Process.Terminal, pidFD: -1}
 	ex.io = &stdio{loop: k.loop, term: ex.term, once: true, ids: r.IDs}
+	if t.oci != nil {
+		return k.startForeignExec(r, t, ex, fds, keep)
+	}
 	var dev *runtime.DevTree
 	if ex.term {
 		if dev, err = terminalsOf(t.pid); err != nil {
@@ -357,6 +394,11 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 	}
 	u.Release()
 	ex.pid, ex.pidFD = p.Pid, p.PidFD
+	return k.registerExec(t, ex), nil
+}
+
+// registerExec makes a process that has been started an exec of t, and watches it.
+func (k *Keeper) registerExec(t *task, ex *execution) *StartReply {
 	k.mu.Lock()
 	if t.exec == nil {
 		t.exec = map[string]*execution{}
@@ -368,7 +410,7 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 	k.loop.add(ex.src)
 	k.loop.want(ex.src, unix.EPOLLIN)
 	k.loop.mu.Unlock()
-	return &StartReply{Pid: ex.pid, At: time.Now()}, nil
+	return &StartReply{Pid: ex.pid, At: time.Now()}
 }
 
 func namespacesOf(flags uint64) []specs.LinuxNamespace {

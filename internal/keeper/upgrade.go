@@ -32,6 +32,7 @@ type savedTask struct {
 	MountNS int         `json:"mnt"`
 	NSFlags uint64      `json:"ns"`
 	Adopted bool        `json:"adopted,omitempty"`
+	OCI     *OCIRuntime `json:"oci,omitempty"`
 	IO      savedIO     `json:"io"`
 	Execs   []savedExec `json:"execs,omitempty"`
 }
@@ -153,7 +154,7 @@ func (k *Keeper) save() (saved, []int) {
 	for _, t := range k.tasks {
 		x := savedTask{
 			TaskInfo: TaskInfo{ID: t.id, Pid: t.pid, StartTime: t.start, At: t.at, Cgroup: t.cgroup.Rel, Frozen: t.frozen, Exit: t.exit},
-			PidFD:    t.pidFD, MountNS: t.mountNS, NSFlags: t.nsFlags, Adopted: t.adopted, IO: io(t.io),
+			PidFD:    t.pidFD, MountNS: t.mountNS, NSFlags: t.nsFlags, Adopted: t.adopted, OCI: t.oci, IO: io(t.io),
 		}
 		keep = append(keep, t.pidFD, t.mountNS)
 		for _, ex := range t.exec {
@@ -238,7 +239,7 @@ func (k *Keeper) resume(st *saved) error {
 	for _, x := range st.Tasks {
 		t := &task{
 			id: x.ID, pid: x.Pid, pidFD: x.PidFD, start: x.StartTime, at: x.At, cgroup: k.cgroups.Find(x.Cgroup), mountNS: x.MountNS,
-			nsFlags: x.NSFlags, frozen: x.Frozen, exit: x.Exit, adopted: x.Adopted, term: x.IO.Term, io: io(x.IO),
+			nsFlags: x.NSFlags, frozen: x.Frozen, exit: x.Exit, adopted: x.Adopted, oci: x.OCI, term: x.IO.Term, io: io(x.IO),
 		}
 		delete(k.orphans, t.id)
 		for _, fd := range []int{t.pidFD, t.mountNS} {
@@ -261,7 +262,7 @@ func (k *Keeper) resume(st *saved) error {
 		if t.exit == nil && t.pidFD >= 0 {
 			t.watch(k.loop)
 			if k.cgroups.MemoryLimited(t.cgroup) {
-				go k.watchOOM(t, false)
+				go t.watchOOM(k, false)
 			}
 		}
 	}

@@ -160,6 +160,7 @@ func TestCompressedTail(t *testing.T) {
 			w.squeeze.Wait()
 		}
 	}
+	w.squeeze.Wait()
 	_ = w.Close()
 	if names, _ := filepath.Glob(path + ".*"); len(names) != 3 || !strings.HasSuffix(names[0], ".gz") {
 		t.Fatalf("files: %v", names)
@@ -230,11 +231,14 @@ func TestResume(t *testing.T) {
 // TestFollow writes with fast rotation while one reader keeps up and another
 // stalls now and then, and checks that the first loses and doubles nothing.
 func TestFollow(t *testing.T) {
-	for _, o := range []Options{
+	for i, o := range []Options{
+		{MaxSize: 4000, MaxFile: 50}, {MaxSize: 4000, MaxFile: 50, Compress: true}, {MaxSize: 1 << 20, MaxFile: 1}, {MaxSize: -1},
 		{MaxSize: 4000, MaxFile: 50}, {MaxSize: 4000, MaxFile: 50, Compress: true}, {MaxSize: 1 << 20, MaxFile: 1}, {MaxSize: -1},
 	} {
-		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
-			w, path := newWriter(t, o)
+		driver := both[i/4]
+		t.Run(fmt.Sprintf("%s %+v", driver, o), func(t *testing.T) {
+			t.Parallel()
+			w, path := openFor(t, driver, o)
 			const n = 3000
 			stopped := make(chan struct{})
 			go func() {
@@ -246,7 +250,7 @@ func TestFollow(t *testing.T) {
 				}
 				close(stopped)
 			}()
-			r := Read(t.Context(), path, ReadOptions{Tail: -1, Follow: true, Stopped: stopped})
+			r := Read(t.Context(), path, ReadOptions{Driver: driver, Tail: -1, Follow: true, Stopped: stopped})
 			defer r.Close()
 			for i := range n {
 				m, err := r.Next()

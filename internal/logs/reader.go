@@ -40,6 +40,7 @@ type Reader struct {
 
 	buf        []byte // buf[pos:end] is read and not yet yielded
 	pos, end   int
+	filled     bool  // the last read got as much as it asked for
 	base       int64 // where in the file, uncompressed, buf begins
 	scanned    int   // buf[pos:pos+scanned] holds no newline
 	discarding bool  // inside a line longer than maxEntry
@@ -53,7 +54,12 @@ type Reader struct {
 // line of escapes, and attributes.
 const maxEntry = 1 << 20
 
-const readSize = 128 << 10
+// readSize is the size of the buffer for a long read; one who only follows has
+// firstRead, since there may be many.
+const (
+	firstRead = 8 << 10
+	readSize  = 128 << 10
+)
 
 // Read returns a reader of the log at path. A missing file is an empty log.
 // Errors appear at the first Next. The reader must be closed.
@@ -209,6 +215,9 @@ func (r *Reader) readMore() (int, error) {
 		r.base += int64(r.end)
 		r.pos, r.end = 0, 0
 	}
+	if r.filled && len(r.buf) < readSize { // there is much to read
+		r.buf = append(r.buf, make([]byte, readSize-len(r.buf))...)
+	}
 	if r.end == len(r.buf) {
 		switch {
 		case r.pos > 0:
@@ -220,10 +229,12 @@ func (r *Reader) readMore() (int, error) {
 			r.base += int64(r.end)
 			r.pos, r.end, r.scanned = 0, 0, 0
 		default:
-			r.buf = append(r.buf, make([]byte, max(readSize, len(r.buf)))...)
+			r.buf = append(r.buf, make([]byte, max(firstRead, len(r.buf)))...)
 		}
 	}
-	n, err := r.src.Read(r.buf[r.end:])
+	space := r.buf[r.end:]
+	n, err := r.src.Read(space)
+	r.filled = n == len(space)
 	r.end += n
 	r.nread += int64(n)
 	if n > 0 || errors.Is(err, io.EOF) || err == nil {
@@ -394,6 +405,10 @@ func (r *Reader) advance() (bool, error) {
 	}
 	if err := r.rewind(); err != nil {
 		return false, err
+	}
+	if r.pos == r.end && len(r.buf) > firstRead {
+		r.base += int64(r.end)
+		r.buf, r.pos, r.end = nil, 0, 0
 	}
 	return true, r.watch.wait()
 }

@@ -178,11 +178,13 @@ func (r *ring) State() State {
 }
 
 func (r *ring) Close() error {
-	r.drain()
+	written := r.drain()
 	r.mu.Lock()
 	r.closing = true
 	r.mu.Unlock()
 	r.signal()
-	wait(r.done)
+	if written {
+		wait(r.done)
+	}
 	return nil
 }

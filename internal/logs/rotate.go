@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -93,12 +94,12 @@ func (w *Writer) compressLocked() {
 // to rename, so the container's output never waits for gzip; the file may be
 // shifted or removed meanwhile and is found again by its inode.
 func (w *Writer) compressAll() {
-	failed := uint64(0)
+	failed := map[uint64]bool{}
 	for {
 		f, ino := w.nextPlain(failed)
 		if f == nil {
 			w.mu.Lock()
-			if !w.again {
+			if !w.again || w.closing.Load() {
 				w.busy = false
 				w.mu.Unlock()
 				return
@@ -108,29 +109,32 @@ func (w *Writer) compressAll() {
 			continue
 		}
 		tmp := w.path + tmpSuffix
-		err := compressFile(f, tmp, ino, w.local)
+		err := compressFile(f, tmp, ino, w.local, &w.closing)
 		_ = f.Close()
 		if err == nil {
 			err = w.install(tmp, ino)
 		}
 		if err != nil {
 			_ = os.Remove(tmp)
-			failed = ino // it stays as it is; readers do not mind
+			failed[ino] = true // it stays as it is; readers do not mind
 		}
 	}
 }
 
 // nextPlain opens the oldest rotated file that is not compressed, other than
-// the one that could not be.
-func (w *Writer) nextPlain(failed uint64) (*os.File, uint64) {
+// those that could not be.
+func (w *Writer) nextPlain(failed map[uint64]bool) (*os.File, uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.closing.Load() {
+		return nil, 0
+	}
 	for i := w.opts.MaxFile - 1; i > 0; i-- {
 		f, err := os.Open(rotated(w.path, i))
 		if err != nil {
 			continue
 		}
-		if ino := inode(f); ino != 0 && ino != failed {
+		if ino := inode(f); ino != 0 && !failed[ino] {
 			return f, ino
 		}
 		_ = f.Close()
@@ -156,7 +160,22 @@ func (w *Writer) install(tmp string, ino uint64) error {
 	return os.Remove(tmp) // rotated out of existence
 }
 
-func compressFile(src *os.File, dst string, ino uint64, local bool) (err error) {
+var errStopped = errors.New("the log is closed")
+
+// stoppable is a reader that fails once stop is set.
+type stoppable struct {
+	r    io.Reader
+	stop *atomic.Bool
+}
+
+func (s *stoppable) Read(b []byte) (int, error) {
+	if s.stop.Load() {
+		return 0, errStopped
+	}
+	return s.r.Read(b)
+}
+
+func compressFile(src *os.File, dst string, ino uint64, local bool, stop *atomic.Bool) (err error) {
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
 		return err
@@ -173,7 +192,7 @@ func compressFile(src *os.File, dst string, ino uint64, local bool) (err error) 
 	if zw.Extra, err = json.Marshal(gzExtra{LastTime: lastTime(src, fi.Size(), local), Ino: ino, Mtime: fi.ModTime().UnixNano()}); err != nil {
 		return err
 	}
-	if _, err := io.Copy(zw, src); err != nil {
+	if _, err := io.Copy(zw, &stoppable{src, stop}); err != nil {
 		return err
 	}
 	return zw.Close()

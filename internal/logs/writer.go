@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ type Writer struct {
 	squeeze sync.WaitGroup // the background compression
 	busy    bool           // a compression runs
 	again   bool           // … and must look once more
+	closing atomic.Bool    // … and must end soon
 }
 
 // partial is the beginning of a line whose end is not here yet.
@@ -336,9 +338,10 @@ func (w *Writer) flushLocked(now time.Time) error {
 	return b.flush()
 }
 
-// Close flushes, waits for a running compression and closes the file.
-// It may be called again.
+// Close flushes and closes the file. A compression under way is given up, and
+// done by the next writer. It may be called again.
 func (w *Writer) Close() error {
+	w.closing.Store(true)
 	w.mu.Lock()
 	err := w.flushLocked(time.Now())
 	if w.file != nil {

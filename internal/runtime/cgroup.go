@@ -48,7 +48,19 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 	for i := range c.host.Hierarchies {
 		h := &c.host.Hierarchies[i]
 		dir := h.Path + rel
-		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST { //nolint:errorlint // a bare errno
+		err := unix.Mkdir(dir, 0o755)
+		for again := 0; err == unix.ENOENT && again < 3; again++ { //nolint:errorlint // a bare errno
+			// Somebody has removed the parent since it was made ready.
+			c.mu.Lock()
+			delete(c.parents, filepath.Dir(rel))
+			c.mu.Unlock()
+			if perr := c.prepareParent(filepath.Dir(rel)); perr != nil {
+				_ = c.Remove(g)
+				return nil, perr
+			}
+			err = unix.Mkdir(dir, 0o755)
+		}
+		if err != nil && err != unix.EEXIST { //nolint:errorlint // a bare errno
 			_ = c.Remove(g)
 			return nil, fmt.Errorf("cannot make the cgroup %s: %w", dir, err)
 		}
@@ -63,6 +75,21 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 			g.V1 = append(g.V1, dir)
 		}
 	}
+	return g, nil
+}
+
+// Enter returns the cgroup rel that somebody else, systemd, has made. On v1 it
+// makes it in the hierarchies where they did not.
+func (c *Cgroups) Enter(rel string) (*Cgroup, error) {
+	if !c.host.CgroupV2 {
+		return c.Make(rel)
+	}
+	g := &Cgroup{Rel: rel, V2: c.host.Hierarchies[0].Path + rel, V2FD: -1, View: -1}
+	fd, err := unix.Open(g.V2, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: g.V2, Err: err}
+	}
+	g.V2FD = fd
 	return g, nil
 }
 

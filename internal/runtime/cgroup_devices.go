@@ -269,3 +269,24 @@ func (c *Cgroups) deviceProgram(set *deviceSet, byDefault bool) (fd int, shared 
 	}
 	return c.devices, true, nil
 }
+
+// DefaultDeviceRules are the rules of a container's cgroup for a runtime that
+// starts from none: all is denied but the default devices.
+func DefaultDeviceRules() []specs.LinuxDeviceCgroup {
+	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	for _, text := range defaultDeviceRules {
+		f := strings.Fields(text)
+		r := specs.LinuxDeviceCgroup{Allow: true, Type: f[0], Access: f[2]}
+		major, minor, _ := strings.Cut(f[1], ":")
+		for _, p := range []struct {
+			text string
+			to   **int64
+		}{{major, &r.Major}, {minor, &r.Minor}} {
+			if n, err := strconv.ParseInt(p.text, 10, 64); err == nil {
+				*p.to = &n
+			}
+		}
+		rules = append(rules, r)
+	}
+	return rules
+}

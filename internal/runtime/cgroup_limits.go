@@ -308,7 +308,7 @@ func (c *Cgroups) applyV2(g *Cgroup, r *specs.LinuxResources) error {
 	}
 	if p := r.CPU; p != nil {
 		if p.Shares != nil && *p.Shares != 0 {
-			add("cpu.weight", strconv.FormatUint(sharesToWeight(*p.Shares), 10))
+			add("cpu.weight", strconv.FormatUint(SharesToWeight(*p.Shares), 10))
 		}
 		if p.Idle != nil {
 			add("cpu.idle", strconv.FormatInt(*p.Idle, 10))
@@ -398,10 +398,10 @@ func blockV2(g *Cgroup, b *specs.LinuxBlockIO) (s []setting) {
 // The range of cpu.shares.
 const minShares, maxShares = 2, 262144
 
-// sharesToWeight maps cpu.shares (2 to 262144) to cpu.weight (1 to 10000). The
+// SharesToWeight maps cpu.shares (2 to 262144) to cpu.weight (1 to 10000). The
 // curve, a parabola between logarithms, meets the ends and the defaults, 1024
 // and 100: OCI runtimes have agreed on it, since a straight line gives 39 there.
-func sharesToWeight(shares uint64) uint64 {
+func SharesToWeight(shares uint64) uint64 {
 	switch {
 	case shares <= minShares:
 		return 1

@@ -269,13 +269,13 @@ func TestMemoryOrder(t *testing.T) {
 
 func TestSharesToWeight(t *testing.T) {
 	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 1024: 100, 512: 59, 262144: 10000, 1 << 40: 10000} {
-		if got := sharesToWeight(shares); got != want {
+		if got := SharesToWeight(shares); got != want {
 			t.Errorf("%d: %d, want %d", shares, got, want)
 		}
 	}
 	last := uint64(0)
 	for s := uint64(2); s <= 262144; s += 97 {
-		w := sharesToWeight(s)
+		w := SharesToWeight(s)
 		if w < last || w < 1 || w > 10000 {
 			t.Fatalf("%d: %d after %d", s, w, last)
 		}
@@ -310,6 +310,20 @@ func TestOOMKills(t *testing.T) {
 		}
 		if n := cg.OOMKills(g); n != 3 {
 			t.Errorf("v2=%v: %d, want 3", v2, n)
+		}
+	}
+}
+
+// A parent that somebody removes is made again.
+func TestMakeWithoutParent(t *testing.T) {
+	cg, _, _ := fakeCgroups(t, false)
+	for range 2 {
+		g, err := cg.Make("/parent/child")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Dir(g.V1[0])); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

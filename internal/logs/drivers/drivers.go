@@ -64,6 +64,20 @@ func Validate(name string, opts map[string]string) error {
 	return errs.Wrap(errs.Invalid, r.validate(own), "")
 }
 
+// Check is Validate, and looks at the values that Docker leaves to the start:
+// for the engine's own defaults.
+func Check(name string, opts map[string]string) error {
+	err := Validate(name, opts)
+	switch {
+	case err != nil || name == logs.DriverNone:
+	case IsRemote(name):
+		_, err = logs.ParseSpool(opts)
+	default:
+		_, err = logs.ParseOptions(name, opts)
+	}
+	return err
+}
+
 // Open begins an order for a container's log. It fails when the options do not
 // hold or, unless later is set, when the remote cannot be reached.
 func Open(name string, info *ship.Info, later bool) (ship.Order, error) {

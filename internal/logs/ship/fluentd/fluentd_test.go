@@ -2,13 +2,22 @@ package fluentd
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,6 +99,11 @@ func serve(t *testing.T, network string, inbox *logstest.Inbox, refuse int) stri
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
+	accept(t, l, inbox, refuse)
+	return network + "://" + l.Addr().String()
+}
+
+func accept(t *testing.T, l net.Listener, inbox *logstest.Inbox, refuse int) {
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -109,7 +123,64 @@ func serve(t *testing.T, network string, inbox *logstest.Inbox, refuse int) stri
 			}()
 		}
 	}()
-	return network + "://" + l.Addr().String()
+}
+
+// identity is a certificate that signs itself: one, since a process reads its
+// roots once.
+var identity = sync.OnceValues(func() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
+})
+
+// Over tls the certificate is checked.
+func TestTLS(t *testing.T) {
+	cert, err := identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, trusted := range []bool{true, false} {
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		inbox := &logstest.Inbox{}
+		accept(t, l, inbox, 0)
+		if trusted {
+			ca := filepath.Join(t.TempDir(), "ca.pem")
+			if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("SSL_CERT_FILE", ca)
+		}
+		host := map[bool]string{true: "127.0.0.1", false: "localhost"}[trusted] // not in the certificate
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		r, err := Open(logstest.Info(map[string]string{"fluentd-address": "tls://" + host + ":" + port, "tag": "app.web"}, nil))
+		if !trusted {
+			if err == nil {
+				t.Error("a certificate for another name is taken")
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if err := errors.Join(r.Send(&ship.Entry{Stream: logs.Stdout, Time: time.Now(), Line: []byte("x")}), r.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		if got := inbox.Wait(t, 1); len(got) != 1 || got[0].Text != "x" {
+			t.Fatalf("arrived: %v", got)
+		}
+	}
 }
 
 func take(t *testing.T, c net.Conn, inbox *logstest.Inbox, ev []any) {
