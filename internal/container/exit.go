@@ -62,6 +62,9 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 		return
 	}
 	r := c.Record()
+	if s.o.Systemd != nil { // before a restart, which has a scope of the same name
+		s.o.Systemd.Stop(context.Background(), scopeName(r.ID))
+	}
 	ran := e.At.Sub(st.StartedAt)
 	st.Phase, st.Pid, st.ProcStart = Exited, 0, 0
 	st.Stopped = c.stopAsked.Load()

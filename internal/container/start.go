@@ -171,7 +171,12 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if err != nil {
 			return err
 		}
-		u.Add(unit.Release)
+		defer func() {
+			unit.Release() // the process is in it by then, or there is none
+			if err != nil {
+				s.o.Systemd.Stop(ctx, scopeName(r.ID))
+			}
+		}()
 		req.Cgroup = unit.Cgroup
 	}
 

@@ -155,7 +155,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
 			Wait: httpapi.WaitWith(containers.Wait), Streams: streams, Exec: enginecontainer.Execs{Service: containers}, Archive: files,
 			Update: edits, Prune: edits, Top: views, Changes: files, Stats: views, Export: files, Commit: files,
-			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks},
+			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks}, Volumes: noVolumes{}, BuildCache: noBuildCache{},
 		},
 		API: api,
 		Reload: func(c *Config) {

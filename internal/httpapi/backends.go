@@ -5,6 +5,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
@@ -46,6 +47,8 @@ type Backends struct {
 
 	Networks Networks
 	Volumes  Volumes
+
+	BuildCache BuildCache
 }
 
 // System tells about the engine.
@@ -177,6 +180,8 @@ type PullOptions struct {
 type Networks interface {
 	List(ctx context.Context, filters filter.Args) ([]network.Inspect, error)
 	Inspect(ctx context.Context, ref string, o NetworkInspectOptions) (network.Inspect, error)
+	Remove(ctx context.Context, ref string) error
+	Prune(ctx context.Context, filters filter.Args) (network.PruneReport, error)
 }
 
 // NetworkInspectOptions selects a network and how much to tell about it.
@@ -188,4 +193,12 @@ type NetworkInspectOptions struct {
 // Volumes knows the volumes.
 type Volumes interface {
 	List(ctx context.Context, filters filter.Args) (volume.ListResponse, error)
+	Inspect(ctx context.Context, name string) (volume.Volume, error)
+	Remove(ctx context.Context, name string, force bool) error
+	Prune(ctx context.Context, filters filter.Args) (volume.PruneReport, error)
+}
+
+// BuildCache knows what builds have left for the next ones.
+type BuildCache interface {
+	Prune(ctx context.Context, filters filter.Args) (build.CachePruneReport, error)
 }

@@ -328,3 +328,17 @@ func serve(t testing.TB) (f *fake, sock string) {
 	})
 	return f, sock
 }
+
+func (fakeNetworks) Remove(context.Context, string) error { return nil }
+
+func (fakeNetworks) Prune(context.Context, filter.Args) (network.PruneReport, error) {
+	return network.PruneReport{}, nil
+}
+
+func (fakeVolumes) Inspect(context.Context, string) (volume.Volume, error) { return volume.Volume{}, nil }
+
+func (fakeVolumes) Remove(context.Context, string, bool) error { return nil }
+
+func (fakeVolumes) Prune(context.Context, filter.Args) (volume.PruneReport, error) {
+	return volume.PruneReport{}, nil
+}

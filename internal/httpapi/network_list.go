@@ -47,3 +47,7 @@ func (a networksAPI) inspect(r *request) (response, error) {
 	}
 	return ok(n)
 }
+
+func (a networksAPI) remove(r *request) (response, error) {
+	return done(a.backend.Remove(r.Context(), r.name))
+}

@@ -54,7 +54,9 @@ func routes(b Backends, o Options) []route {
 		route{method: "GET", pattern: "/containers/{id}/logs", access: Read, handle: st.logs},
 	)
 	add(b.Update != nil, route{method: "POST", pattern: "/containers/{id}/update", access: Write, handle: updateAPI{b.Update}.update})
-	add(b.Prune != nil, route{method: "POST", pattern: "/containers/prune", min: 25, access: Write, handle: pruneAPI{b.Prune}.prune})
+	if b.Prune != nil {
+		add(true, route{method: "POST", pattern: "/containers/prune", min: 25, access: Write, handle: prune(b.Prune.Prune)})
+	}
 	add(b.Top != nil, route{method: "GET", pattern: "/containers/{id}/top", access: Read, handle: topAPI{b.Top}.top})
 	add(b.Changes != nil, route{method: "GET", pattern: "/containers/{id}/changes", access: Read, handle: changesAPI{b.Changes}.changes})
 	add(b.Stats != nil, route{method: "GET", pattern: "/containers/{id}/stats", access: Read, handle: statsAPI{b.Stats}.stats},
@@ -99,9 +101,22 @@ func routes(b Backends, o Options) []route {
 	add(b.Networks != nil,
 		route{method: "GET", pattern: "/networks", access: Read, handle: nw.list},
 		route{method: "GET", pattern: "/networks/{name}", access: Read, handle: nw.inspect},
+		route{method: "DELETE", pattern: "/networks/{name}", access: Write, handle: nw.remove},
 	)
+	if b.Networks != nil {
+		add(true, route{method: "POST", pattern: "/networks/prune", min: 25, access: Write, handle: prune(b.Networks.Prune)})
+	}
+	vol := volumesAPI{b.Volumes}
 	add(b.Volumes != nil,
-		route{method: "GET", pattern: "/volumes", access: Read, handle: volumesAPI{b.Volumes}.list},
+		route{method: "GET", pattern: "/volumes", access: Read, handle: vol.list},
+		route{method: "GET", pattern: "/volumes/{name}", access: Read, handle: vol.inspect},
+		route{method: "DELETE", pattern: "/volumes/{name}", access: Write, handle: vol.remove},
 	)
+	if b.Volumes != nil {
+		add(true, route{method: "POST", pattern: "/volumes/prune", min: 25, access: Write, handle: prune(b.Volumes.Prune)})
+	}
+	if b.BuildCache != nil {
+		add(true, route{method: "POST", pattern: "/build/prune", min: 31, access: Write, handle: prune(b.BuildCache.Prune)})
+	}
 	return t
 }

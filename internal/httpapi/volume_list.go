@@ -18,3 +18,15 @@ func (a volumesAPI) list(r *request) (response, error) {
 	}
 	return ok(res)
 }
+
+func (a volumesAPI) inspect(r *request) (response, error) {
+	v, err := a.backend.Inspect(r.Context(), r.name)
+	if err != nil {
+		return done(err)
+	}
+	return ok(v)
+}
+
+func (a volumesAPI) remove(r *request) (response, error) {
+	return done(a.backend.Remove(r.Context(), r.name, r.flag("force")))
+}

@@ -202,3 +202,21 @@ func (s *Service) Inspect(_ context.Context, name, scope string) (network.Inspec
 
 // ID returns the id of a predefined network.
 func (s *Service) ID(name string) string { return s.ids[name] }
+
+// Remove removes a network. Those that every engine has cannot be removed.
+func (s *Service) Remove(ctx context.Context, name string) error {
+	n, err := s.Inspect(ctx, name, "")
+	if err != nil {
+		return err
+	}
+	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
+}
+
+// Prune removes the networks that nobody uses: of those of this engine none.
+func (s *Service) Prune(_ context.Context, f filter.Args) (network.PruneReport, error) {
+	if err := f.Validate("label", "label!", "until"); err != nil {
+		return network.PruneReport{}, err
+	}
+	_, err := f.Until()
+	return network.PruneReport{}, err
+}

@@ -189,6 +189,11 @@ func sealed(name string, data []byte) (int, error) {
 // Start starts the first process of a container.
 func (r *Runtime) Start(l *Launch) (*Process, error) {
 	l.lastCap, l.caps = r.Host.LastCap, r.Host.Caps
+	drop, err := l.copyUp()
+	if err != nil {
+		return nil, err
+	}
+	defer drop()
 	if err := l.lookAtTargets(); err != nil {
 		return nil, err
 	}

@@ -163,6 +163,9 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 		return nil
 	case m.Type == "bind" || opt.flags&unix.MS_BIND != 0:
 		p.bind(i, m, dest, opt)
+	case opt.copyUp && p.isMade(i):
+		p.makeTarget(i, dest)
+		p.moveMount(p.pass(p.l.MountFD[i]), dest, dest)
 	default:
 		if dest == "/proc" || dest == "/sys" || dest == "/dev" {
 			p.realDir(dest)
@@ -182,6 +185,9 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 	p.propagate(dest, opt)
 	return nil
 }
+
+// isMade reports whether the mount was made ahead, by copyUp.
+func (p *plan) isMade(i int) bool { _, ok := p.l.MountFD[i]; return ok }
 
 // procBinds are the files below /proc that a container may cover (lxcfs and the like).
 var procBinds = []string{

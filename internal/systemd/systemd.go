@@ -8,8 +8,8 @@
 //	u, err := m.Start(ctx, systemd.Scope{Name: "berth-ID.scope", Slice: "system.slice", Limits: r})
 //	… start the process in u.Cgroup …
 //	u.Release()
-//
-// systemd forgets a scope by itself when its last process is gone.
+//	… it ends …
+//	m.Stop(ctx, "berth-ID.scope")
 package systemd
 
 import (
@@ -196,6 +196,25 @@ func (m *Manager) job(ctx context.Context, start func(done chan<- string) error)
 	case <-ctx.Done():
 		return fmt.Errorf("systemd did not answer in time: %w", ctx.Err())
 	}
+}
+
+// stopTime is how long a scope without a process may take to end.
+const stopTime = 5 * time.Second
+
+// Stop ends a scope whose processes are gone. systemd would see that by itself,
+// but for a cgroup that is removed before it has looked. One that is not there
+// any more is fine.
+func (m *Manager) Stop(ctx context.Context, name string) {
+	c, err := m.connection(ctx)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	_ = m.job(ctx, func(done chan<- string) error {
+		_, err := c.StopUnitContext(ctx, name, "replace", done)
+		return err
+	})
 }
 
 // Update changes the limits of a scope.

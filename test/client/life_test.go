@@ -254,6 +254,24 @@ func TestPrune(t *testing.T) {
 		if got := c.Must("ps", "-a", "--format", "{{.Names}}"); got != "stays" {
 			t.Errorf("after prune: %s", got)
 		}
+		// Of everything: containers by label and age, and what no container uses.
+		labelled := c.Must("create", "-l", "keep=yes", img, "true")
+		plain := c.Must("create", img, "true")
+		if out := c.Must("system", "prune", "-f", "--filter", "until=1h"); strings.Contains(out, plain) {
+			t.Errorf("system prune of old ones: %s", out)
+		}
+		if out := c.Must("system", "prune", "-f", "--volumes", "--filter", "label!=keep"); !strings.Contains(out, plain) || strings.Contains(out, labelled) {
+			t.Errorf("system prune: %s", out)
+		}
+		if r := c.Run("system", "prune", "-f", "--filter", "bad=1"); r.Code == 0 || !strings.Contains(r.Err, "invalid filter 'bad'") {
+			t.Errorf("system prune with a bad filter: %+v", r)
+		}
+		c.Must("rm", labelled)
+		for _, kind := range []string{"network", "volume", "image"} {
+			if out := c.Must(kind, "prune", "-f"); !strings.Contains(out, "Total reclaimed space: 0B") && kind != "network" {
+				t.Errorf("%s prune: %s", kind, out)
+			}
+		}
 		c.Must("rm", "-f", "stays")
 	})
 }
