@@ -66,7 +66,7 @@ func (k *Keeper) exited(s *source) {
 			_ = unix.Close(ns)
 		}
 		if t.oci != nil {
-			k.deleteOCI(t.oci, t.id)
+			foreign{k}.deleteOCI(t.oci, t.id)
 		}
 		k.removeCgroup(t.cgroup)
 	})

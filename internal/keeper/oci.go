@@ -35,6 +35,9 @@ import (
 // This process lives in a small root of its own, so each command is forked from
 // a thread that has gone back to the host's mount namespace and that ends with it.
 
+// foreign is the keeper's side of other runtimes.
+type foreign struct{ *Keeper }
+
 // OCIRuntime names a runtime's program, by its path on the host.
 type OCIRuntime struct {
 	Path string   `json:"path"`
@@ -48,10 +51,10 @@ const (
 	straysEvery = 5 * time.Second
 )
 
-func (k *Keeper) ociDir(id string) string { return filepath.Join(k.cfg.ExecRoot, "keeper", "oci", id) }
+func (k foreign) ociDir(id string) string { return filepath.Join(k.cfg.ExecRoot, "keeper", "oci", id) }
 
 // ociCommand returns the arguments of a command for a task.
-func (k *Keeper) ociCommand(o *OCIRuntime, dir string, args ...string) []string {
+func (k foreign) ociCommand(o *OCIRuntime, dir string, args ...string) []string {
 	argv := append([]string{o.Path}, o.Args...)
 	argv = append(argv, "--root", filepath.Join(k.cfg.ExecRoot, "keeper", "oci-state"), "--log", filepath.Join(dir, "log.json"), "--log-format", "json")
 	return append(argv, args...)
@@ -59,7 +62,7 @@ func (k *Keeper) ociCommand(o *OCIRuntime, dir string, args ...string) []string 
 
 // startOCI is start for a task of another runtime. The steps are numbered as
 // there. attach is called, with the loop locked, when the outputs are there to attach to.
-func (k *Keeper) startOCI(r *StartRequest, t *task, l *runtime.Launch, host int, attach func()) (err error) {
+func (k foreign) startOCI(r *StartRequest, t *task, l *runtime.Launch, host int, attach func()) (err error) {
 	if r.Init {
 		return &Failure{Kind: KindStart, Stage: string(runtime.StageProcess), Msg: "--init needs the engine's own runtime: another one has no init program to run"}
 	}
@@ -140,7 +143,7 @@ func (k *Keeper) startOCI(r *StartRequest, t *task, l *runtime.Launch, host int,
 
 // ociParent is where the cgroups of such tasks are: a parent without the device
 // rules that the engine's own tasks inherit, since the runtime sets its own.
-func (k *Keeper) ociParent(parent string) string {
+func (k foreign) ociParent(parent string) string {
 	if parent != "" {
 		return parent
 	}
@@ -248,7 +251,7 @@ func (c *consoleSocket) take(s *stdio, pr *specs.Process, attach func()) error {
 
 // ociStdio makes the descriptors of a command's process; for a terminal, the
 // socket on which the runtime sends it.
-func (k *Keeper) ociStdio(s *stdio, stdin bool, pr *specs.Process, args *[]string) ([3]int, *consoleSocket, error) {
+func (k foreign) ociStdio(s *stdio, stdin bool, pr *specs.Process, args *[]string) ([3]int, *consoleSocket, error) {
 	if !s.term {
 		fds, _, err := s.open(nil, stdin, pr)
 		return fds, nil, err
@@ -266,7 +269,7 @@ func (k *Keeper) ociStdio(s *stdio, stdin bool, pr *specs.Process, args *[]strin
 
 // runOCI runs one command on the host and waits for it. With prepare, which runs
 // before it, the command gets a copy of the host's mount namespace.
-func (k *Keeper) runOCI(dir string, host int, prepare func() error, stdio [3]int, argv []string) error {
+func (k foreign) runOCI(dir string, host int, prepare func() error, stdio [3]int, argv []string) error {
 	_ = os.Remove(filepath.Join(dir, "log.json"))
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -376,7 +379,7 @@ func readPid(file string) (int, error) {
 }
 
 // execOCI runs one more process in a task of another runtime.
-func (k *Keeper) execOCI(r *ExecRequest, t *task, ex *execution, host int, attach func()) error {
+func (k foreign) execOCI(r *ExecRequest, t *task, ex *execution, host int, attach func()) error {
 	dir := k.ociDir(t.id)
 	own := filepath.Join(dir, "exec-"+r.ExecID)
 	if err := os.MkdirAll(own, 0o700); err != nil {
@@ -421,7 +424,7 @@ func (k *Keeper) execOCI(r *ExecRequest, t *task, ex *execution, host int, attac
 }
 
 // startForeignExec is startExec for a task of another runtime.
-func (k *Keeper) startForeignExec(r *ExecRequest, t *task, ex *execution, fds []int, keep map[int]bool) (*StartReply, error) {
+func (k foreign) startForeignExec(r *ExecRequest, t *task, ex *execution, fds []int, keep map[int]bool) (*StartReply, error) {
 	host := -1
 	if r.Host >= 0 && r.Host < len(fds) {
 		host = fds[r.Host]
@@ -444,7 +447,7 @@ func (k *Keeper) startForeignExec(r *ExecRequest, t *task, ex *execution, fds []
 }
 
 // deleteOCI has the runtime forget a task that has ended, or was never whole.
-func (k *Keeper) deleteOCI(o *OCIRuntime, id string) {
+func (k foreign) deleteOCI(o *OCIRuntime, id string) {
 	dir := k.ociDir(id)
 	k.mu.Lock()
 	host := k.hostNS
@@ -460,7 +463,7 @@ func (k *Keeper) deleteOCI(o *OCIRuntime, id string) {
 
 // subreap makes the processes that a runtime leaves behind children of this
 // one. The namespace is kept for the commands that no request brings.
-func (k *Keeper) subreap(host int) {
+func (k foreign) subreap(host int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.hostNS > 0 {
@@ -480,7 +483,7 @@ func (k *Keeper) subreap(host int) {
 
 // reapStrays takes the exit status of children that came without being asked
 // for: as a subreaper this process gets the orphans of everything that it started.
-func (k *Keeper) reapStrays() {
+func (k foreign) reapStrays() {
 	seen := map[int]time.Time{}
 	for {
 		time.Sleep(straysEvery)
@@ -501,7 +504,7 @@ func (k *Keeper) reapStrays() {
 }
 
 // knows reports whether pid is a task or an exec whose end is waited for.
-func (k *Keeper) knows(pid int) bool {
+func (k foreign) knows(pid int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, t := range k.tasks {

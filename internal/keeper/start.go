@@ -86,7 +86,7 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 				}
 			}
 		}
-		if err := k.startOCI(r, t, l, host, attach); err != nil {
+		if err := foreign{k}.startOCI(r, t, l, host, attach); err != nil {
 			return nil, nil, err
 		}
 		u.Release()
@@ -354,7 +354,7 @@ func (k *Keeper) startExec(r *ExecRequest, fds []int) (*StartReply, error) {
 	ex := &execution{id: r.ExecID, task: t, term: r.Process.Terminal, pidFD: -1}
 	ex.io = &stdio{loop: k.loop, term: ex.term, once: true, ids: r.IDs}
 	if t.oci != nil {
-		return k.startForeignExec(r, t, ex, fds, keep)
+		return foreign{k}.startForeignExec(r, t, ex, fds, keep)
 	}
 	var dev *runtime.DevTree
 	if ex.term {
