@@ -86,7 +86,7 @@ func (k *Keeper) start(r *StartRequest, fds []int) (_ *StartReply, handles []int
 				}
 			}
 		}
-		if err := foreign{k}.startOCI(r, t, l, host, attach); err != nil {
+		if err := (foreign{k}).startOCI(r, t, l, host, attach); err != nil {
 			return nil, nil, err
 		}
 		u.Release()

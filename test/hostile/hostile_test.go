@@ -268,6 +268,13 @@ func TestCredentials(t *testing.T) {
 		"berth:more": "1000 2001 2001",
 		"4242:4343":  "4242 4343 4343",
 		"2147483647": "2147483647 0 0",
+		"1000:":      "1000 1001 1001 2000 2001",
+		"berth:":     "1000 1001 1001 2000 2001",
+		":2000":      "0 2000 2000",
+		":more":      "0 2001 2001",
+		":":          "0 0 0 2001",
+		"007":        "7 0 0",
+		"1:2:3":      "1 2 2", // Docker reads no further, and so do we
 	} {
 		for _, r := range both(user, "echo $(id -u) $(id -g) $(id -G)") {
 			if strings.TrimSpace(r.Out) != want {
@@ -275,7 +282,7 @@ func TestCredentials(t *testing.T) {
 			}
 		}
 	}
-	for _, user := range []string{"nobody-there", "berth:nogroup-there", "2147483648", "4294967296", "-1", "1000:-1", "18446744073709551616", "1:2:3"} {
+	for _, user := range []string{"nobody-there", "berth:nogroup-there", "2147483648", "4294967296", "-1", "1000:-1", "18446744073709551616", "0x0", "1e3", "root ", "0:4294967296", "root/0"} {
 		for _, r := range both(user, "id") {
 			if r.Code == 0 {
 				t.Errorf("%q was accepted: %s", r.Args, r.Out)
@@ -313,6 +320,37 @@ func TestUserDatabases(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A container changes its user database before an exec looks at it.
+func TestUserDatabaseChanged(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("berth")
+	c.Must("run", "-d", "--name", "target", img, "sleep", "1000")
+	for _, change := range []string{
+		"truncate -s 1G /etc/passwd",
+		"rm /etc/passwd; mkfifo /etc/passwd",
+		"rm /etc/passwd; ln -s /proc/self/mem /etc/passwd",
+		"rm /etc/passwd; ln -s /dev/zero /etc/passwd; ln -sf /dev/zero /etc/group",
+		"rm -r /etc/passwd; ln -s /etc/passwd /etc/passwd",
+		"rm -f /etc/passwd /etc/group; mkdir /etc/passwd /etc/group",
+	} {
+		c.Must("exec", "-u", "0", "target", "sh", "-c", change)
+		if r := c.Run("exec", "-u", "berth", "target", "id"); r.Code == 0 {
+			t.Errorf("%s: a user was found: %s", change, r.Out)
+		}
+		if change == "truncate -s 1G /etc/passwd" {
+			c.Must("exec", "-u", "0", "target", "truncate", "-s", "100", "/etc/passwd")
+		}
+	}
+	if r := c.Run("exec", "-u", "1000:5", "target", "sh", "-c", "echo $(id -u) $(id -g) $(id -G)"); strings.TrimSpace(r.Out) != "1000 5 5" {
+		t.Errorf("numbers need no database: %q %s", r.Out, r.Err)
+	}
+	if rss := peak(t, e.DaemonPID()); rss > 200<<10 {
+		t.Errorf("berthd has used %d KiB", rss)
+	}
+	c.Must("rm", "-f", "target")
 }
 
 // peak is the most memory that a process has held, in KiB.
