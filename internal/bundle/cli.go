@@ -29,6 +29,8 @@ Commands:
   kill   [--all] ID [SIGNAL]
   delete [--force] ID
   pause  ID
+  update [-r FILE | --memory N --cpu-quota N --pids-limit N ...] ID
+  events [--stats] [--interval DURATION] ID
   resume ID
   list   [-f table|json] [-q]
   ps     [-f table|json] ID
@@ -208,7 +210,11 @@ func (p *program) dispatch(name string, args []string) (int, error) {
 	case "help":
 		fmt.Fprint(p.out, usage)
 		return 0, nil
-	case "checkpoint", "restore", "events", "update":
+	case "update":
+		return 0, p.cmdUpdate(args)
+	case "events":
+		return 0, p.cmdEvents(args)
+	case "checkpoint", "restore":
 		return 0, fmt.Errorf("%s is not supported by this runtime", name)
 	}
 	return 0, fmt.Errorf("no help topic for '%s'", name)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -35,7 +36,7 @@ func logsCmd(cli *CLI, c *cobra.Command) {
 		for k, v := range map[string]string{"since": since, "until": until} {
 			t, err := timestamp(v)
 			if err != nil {
-				return err
+				return fmt.Errorf("invalid value for %q: %w", k, err)
 			}
 			if t != "" {
 				q.Set(k, t)

@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"berth.dev/berth/internal/errs"
@@ -20,6 +20,9 @@ type LogsOptions struct {
 	Since, Until                                time.Time
 	Tail                                        int // lines, -1 for all
 }
+
+// systemError is the stream on which the engine tells what went wrong.
+const systemError = 3
 
 // logBatch is about how much is gathered before it is written to the client.
 const logBatch = 64 << 10
@@ -79,7 +82,12 @@ func (s Streams) copyLogs(ctx context.Context, c *Container, o LogsOptions, w io
 			if errors.Is(err, io.EOF) || ctx.Err() != nil {
 				return nil
 			}
-			return err
+			text := "Error grabbing logs: " + err.Error() + "\n"
+			if mux {
+				out = stdmux.AppendHeader(out, systemError, len(text))
+			}
+			out = append(out, text...)
+			return flush()
 		}
 		if m.Stream == logs.Stdout && !o.Stdout || m.Stream == logs.Stderr && !o.Stderr {
 			continue
@@ -99,7 +107,7 @@ func appendLine(out []byte, m logs.Message, o LogsOptions, mux bool) []byte {
 	if o.Timestamps {
 		prefix = append(m.Time.UTC().AppendFormat(prefix, "2006-01-02T15:04:05.000000000Z07:00"), ' ')
 	}
-	if o.Details && len(m.Attrs) > 0 {
+	if o.Details {
 		prefix = append(append(prefix, detailText(m.Attrs)...), ' ')
 	}
 	line := m.Line
@@ -120,7 +128,7 @@ func detailText(attrs map[string]string) string {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		b.WriteString(strings.ReplaceAll(k, ",", "%2C") + "=" + strings.ReplaceAll(attrs[k], ",", "%2C"))
+		b.WriteString(url.QueryEscape(k) + "=" + url.QueryEscape(attrs[k]))
 	}
 	return b.String()
 }

@@ -162,16 +162,21 @@ func (r *Record) readable() bool {
 
 // begin lets a shipment follow the log of a container that runs. c.mu is held.
 func (s shipping) begin(c *Container, o *shipment) {
-	if o == nil {
-		return
+	if o != nil {
+		s.follow(c.Record(), o, c.exitChan())
 	}
-	if o.order.Stopped = c.exitChan(); o.order.Stopped == nil {
+}
+
+// follow sends the log of a container until stopped is closed; nil is that of
+// one that does not run.
+func (s shipping) follow(r *Record, o *shipment, stopped <-chan struct{}) {
+	if stopped == nil {
 		ended := make(chan struct{})
 		close(ended)
-		o.order.Stopped = ended
+		stopped = ended
 	}
-	_, o.order.Spool = c.Record().logFile(s.dir(c.Record().ID))
-	o.order.Cursor = s.cursor(c.Record().ID)
+	o.order.Stopped, o.order.Cursor = stopped, s.cursor(r.ID)
+	_, o.order.Spool = r.logFile(s.dir(r.ID))
 	s.ships.Start(o.order)
 }
 
@@ -205,6 +210,12 @@ func (s shipping) behind(r *Record, f func()) {
 		return
 	}
 	go func() {
+		// One that ended while no engine ran has nobody yet who sends it.
+		if id := string(r.ID); !s.ships.Active(id) && ship.Pending(s.cursor(r.ID)) {
+			if order, err := drivers.Open(r.HostConfig.LogConfig.Type, logInfo(r), true); err == nil {
+				s.follow(r, &shipment{order}, nil)
+			}
+		}
 		s.ships.Finish(string(r.ID), drivers.FinishBefore)
 		f()
 	}()

@@ -9,21 +9,23 @@ import (
 // Reasons for which a test may be skipped. The list is short on purpose: a test
 // that skips shows nothing.
 const (
-	NeedsRoot     = "needs root"
-	NeedsDocker   = "needs the docker client 28 or newer (scripts/install-test-deps)"
-	NeedsCgroupV2 = "needs cgroup v2 (make test-vm has it)"
-	NeedsCgroupV1 = "needs cgroup v1"
-	NeedsOverlay  = "needs overlayfs"
-	NeedsDebian   = "needs debootstrap (scripts/install-test-deps)"
-	LongRun       = "runs under make stress only"
-	ShortRun      = "left out by go test -short"
+	NeedsRoot      = "needs root"
+	NeedsDocker    = "needs the docker client 28 or newer (scripts/install-test-deps)"
+	NeedsCgroupV2  = "needs cgroup v2 (make test-vm has it)"
+	NeedsCgroupV1  = "needs cgroup v1"
+	NeedsSystemd   = "needs systemd as init (scripts/test-systemd-vm has it)"
+	NeedsNoSystemd = "needs a host without systemd"
+	NeedsOverlay   = "needs overlayfs"
+	NeedsDebian    = "needs debootstrap (scripts/install-test-deps)"
+	LongRun        = "runs under make stress only"
+	ShortRun       = "left out by go test -short"
 )
 
 // reviewed says which reasons hold under make test, where the machine is known:
 // there the others are failures.
 var reviewed = map[string]bool{
 	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false, NeedsDebian: false,
-	NeedsCgroupV2: true, NeedsCgroupV1: true, LongRun: true, ShortRun: true,
+	NeedsCgroupV2: true, NeedsCgroupV1: true, NeedsSystemd: true, NeedsNoSystemd: true, LongRun: true, ShortRun: true,
 }
 
 // Skip ends the test for a reason of the list above.

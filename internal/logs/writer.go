@@ -54,6 +54,9 @@ func (p *partial) next(last bool) Partial {
 	return Partial{ID: p.id, Ordinal: p.n, Last: last}
 }
 
+// maxAttrs bounds what attributes add to each entry, encoded.
+const maxAttrs = maxEntry / 4
+
 // bufs holds encoding buffers for all writers.
 var bufs = sync.Pool{New: func() any { b := make([]byte, 0, 128<<10); return &b }}
 
@@ -76,6 +79,9 @@ func openWriter(driver, path string, opts Options) (*Writer, error) {
 		w.attrs = appendLocalAttrs(nil, opts.Attrs)
 	default:
 		return nil, unknownDriver(driver)
+	}
+	if len(w.attrs) > maxAttrs {
+		w.attrs = nil // no reader would take an entry with them
 	}
 	if err := w.open(); err != nil {
 		return nil, err

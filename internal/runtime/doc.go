@@ -10,6 +10,8 @@
 //
 // # Steps of a start
 //
+// This is without a user namespace made ahead; for one with it see userns.go.
+//
 //	parent  look at mount points · compile · clone(namespaces, v2 cgroup)
 //	child   join v1 cgroups · join namespaces · session · pivot_root ·
 //	        mounts · masks · leave the old root · names, sysctls, limits ·

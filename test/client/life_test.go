@@ -234,6 +234,9 @@ func TestTopStatsUpdate(t *testing.T) {
 		if out := c.Must("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", "busy"); !strings.HasPrefix(out, "busy ") || !strings.Contains(out, "64MiB") || !strings.HasSuffix(out, " 1") {
 			t.Errorf("stats: %q", out)
 		}
+		if out := c.Must("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}"); !strings.HasPrefix(out, "busy ") || !strings.Contains(out, "64MiB") || !strings.HasSuffix(out, " 1") {
+			t.Errorf("stats of all: %q", out)
+		}
 		c.Must("update", "-m", "128m", "--memory-swap", "-1", "--restart", "no", "busy")
 		if got := c.Inspect("busy", "{{.HostConfig.Memory}}"); got != "134217728" {
 			t.Errorf("memory after update: %s", got)

@@ -335,6 +335,12 @@ func TestOOMLive(t *testing.T) {
 		c.Must("update", "-m", "16m", "--memory-swap", pick("-1", "16m"), "later"+c.Name)
 		c.Run("exec", "later"+c.Name, "sh", "-c", eat)
 		next(t, "later"+c.Name, "oom")
+		// Another keeper watches on.
+		if c.Name == "berth" {
+			e.KillKeeper()
+			c.Run("exec", "exec"+c.Name, "sh", "-c", eat)
+			next(t, "exec"+c.Name, "oom")
+		}
 		c.Must("rm", "-f", "child"+c.Name, "exec"+c.Name, "main"+c.Name, "later"+c.Name)
 	})
 }

@@ -58,13 +58,13 @@ func TestLogDrivers(t *testing.T) {
 	e := enginetest.Start(t)
 	e.Each(t, func(t *testing.T, c *enginetest.Client) {
 		for _, driver := range []string{"json-file", "local"} {
-			c.Must("run", "--name", "wr", "--log-driver", driver, "--label", "color=blue", "-e", "A=1", "-e", "B=2",
+			c.Must("run", "--name", "wr", "--log-driver", driver, "--label", "color=blue, <not> é", "-e", "A=1", "-e", "B=2",
 				"--log-opt", "labels=color", "--log-opt", "env-regex=^A", "--log-opt", "tag={{.Name}}/{{.ImageName}}",
 				img, "sh", "-c", "echo one; echo two >&2; printf rest")
 			if r := c.Run("logs", "wr"); r.Out != "one\nrest" || r.Err != "two\n" {
 				t.Errorf("%s: logs: %q and %q", driver, r.Out, r.Err)
 			}
-			if out := c.Run("logs", "--details", "-n", "1", "wr").Out; out != "A=1,color=blue,tag=wr/"+img+" rest" {
+			if out := c.Run("logs", "--details", "-n", "1", "wr").Out; out != "A=1,color=blue%2C+%3Cnot%3E+%C3%A9,tag=wr%2F"+img+" rest" {
 				t.Errorf("%s: --details: %q", driver, out)
 			}
 			path := c.Inspect("wr", "{{.LogPath}}")
@@ -102,6 +102,17 @@ func TestLogDrivers(t *testing.T) {
 			t.Errorf("none: %+v", r)
 		}
 		c.Must("rm", "none")
+		c.Must("run", "--name", "plain", img, "echo", "x")
+		if out := c.Run("logs", "--details", "plain").Out; out != " x\n" {
+			t.Errorf("--details without any: %q", out)
+		}
+		if r := c.Run("logs", "--since", "nonsense", "plain"); r.Code != 1 || !strings.Contains(r.Err, `invalid value for "since": failed to parse value as time or duration: "nonsense"`) {
+			t.Errorf("--since nonsense: %+v", r)
+		}
+		if out := c.Run("logs", "-n", "abc", "plain").Out; out != "x\n" {
+			t.Errorf("-n abc: %q", out)
+		}
+		c.Must("rm", "plain")
 		c.Must("run", "-t", "--name", "tty", "--log-driver", "local", img, "echo", "x")
 		if out := c.Run("logs", "tty").Out; out != "x\r\n" {
 			t.Errorf("a terminal: %q", out)
@@ -231,14 +242,22 @@ func TestLogRemoteSurvives(t *testing.T) {
 		e.Kill9Daemon()
 		e.StartDaemon()
 	}
+	// One that ends, to be removed, while no engine runs, and the remote is not told until then.
+	c.Must("run", "-d", "--rm", "--log-driver", "syslog", "--log-opt", "syslog-address=tcp://"+srv.addr, img, "sh", "-c", "usleep 300000; echo last words")
+	e.Kill9Daemon()
+	time.Sleep(400 * time.Millisecond)
+	e.StartDaemon()
+	enginetest.Eventually(t, "the last words are sent", func() bool {
+		return strings.Contains(strings.Join(srv.lines(), "\n"), "]: last words")
+	})
 	if got := c.Must("wait", "wr"); got != "0" {
 		t.Fatalf("exit %s", got)
 	}
 	seen := map[string]bool{}
 	enginetest.Eventually(t, "all is sent", func() bool {
 		for _, l := range srv.lines() {
-			if _, text, ok := strings.Cut(l, "]: "); ok {
-				seen[text] = true
+			if _, text, ok := strings.Cut(l, "]: line "); ok {
+				seen["line "+text] = true
 			}
 		}
 		return len(seen) == 1500

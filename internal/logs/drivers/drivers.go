@@ -53,6 +53,9 @@ func IsRemote(name string) bool {
 // Validate fails, in Docker's words, for a driver that does not exist, an option
 // that it does not know, and what else Docker looks at before a start.
 func Validate(name string, opts map[string]string) error {
+	if name == logs.DriverJSONFile && len(opts) == 0 {
+		return nil
+	}
 	r, ok := remoteOf(name)
 	if !ok {
 		return logs.ValidateDriver(name, opts)

@@ -95,6 +95,13 @@ func (s *Shipments) Start(o Order) {
 	}()
 }
 
+// Active reports whether a shipment of a container is under way.
+func (s *Shipments) Active(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.jobs[id] != nil
+}
+
 // Finish waits until all of a container that has ended is sent, at most for
 // limit, and ends the shipment.
 func (s *Shipments) Finish(id string, limit time.Duration) {
@@ -307,16 +314,35 @@ func (j *shipment) connect(ctx context.Context) (Remote, error) {
 	if r := j.current(); r != nil {
 		return r, nil
 	}
-	r, err := j.Open()
-	if err != nil {
-		return nil, err
+	type result struct {
+		r   Remote
+		err error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		r, err := j.Open()
+		opened <- result{r, err}
+	}()
+	var o result
+	select {
+	case o = <-opened:
+	case <-ctx.Done():
+		go func() { // a connect that hangs is left to itself
+			if o := <-opened; o.err == nil {
+				_ = o.r.Close()
+			}
+		}()
+		return nil, ctx.Err()
+	}
+	if o.err != nil {
+		return nil, o.err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if ctx.Err() != nil {
-		_ = r.Close()
+		_ = o.r.Close()
 		return nil, ctx.Err()
 	}
-	j.remote = r
-	return r, nil
+	j.remote = o.r
+	return o.r, nil
 }

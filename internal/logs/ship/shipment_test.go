@@ -205,6 +205,26 @@ func TestRetriesBound(t *testing.T) {
 	}
 }
 
+// A connect that hangs holds nobody up.
+func TestHangingConnect(t *testing.T) {
+	w := newWorld(t, logs.Options{})
+	w.print(1)
+	var engine ship.Shipments
+	o := w.order(nil)
+	dialing, release := make(chan struct{}), make(chan struct{})
+	o.Open = func() (ship.Remote, error) {
+		close(dialing)
+		<-release
+		return nil, errors.New("late")
+	}
+	engine.Start(o)
+	<-dialing
+	engine.Start(w.order(nil))
+	w.check(w.srv.wait(t, 1))
+	engine.Close()
+	close(release)
+}
+
 func TestDamagedCursor(t *testing.T) {
 	w := newWorld(t, logs.Options{})
 	w.print(3)

@@ -49,6 +49,9 @@ func fieldName(s string) string {
 	return string(b)
 }
 
+// sendTimeout bounds how long a journal that takes nothing is waited for, at one go.
+const sendTimeout = 2 * time.Second
+
 type remote struct {
 	mu      sync.Mutex // guards fd
 	fd      int        // -1 when closed
@@ -79,7 +82,7 @@ func OpenAt(socket string, info *ship.Info) (ship.Remote, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	limit := unix.NsecToTimeval(int64(ship.DialTimeout))
+	limit := unix.NsecToTimeval(int64(sendTimeout))
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
 	var id [16]byte
 	_, _ = rand.Read(id[:])
