@@ -32,7 +32,7 @@ PACKAGES  ?= ./...
 TESTFLAGS ?= -p 2 -timeout 12m
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test check lint bench fuzz stress test-vm dev install uninstall clean starter test-deps
+.PHONY: help build run test check lint bench fuzz stress test-vm test-systemd-vm dev install uninstall clean starter test-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ stress: test-deps build ## 2,000 containers in random order, the engine killed 2
 
 test-vm: test-deps build ## the root tests in a small virtual machine: Debian's kernel, cgroup v2
 	scripts/test-vm
+
+test-systemd-vm: test-deps build ## the cgroup driver systemd, in a virtual machine that it is the init of, on cgroup v2 and v1
+	scripts/test-systemd-vm
+	CGROUP=1 scripts/test-systemd-vm
 
 dev: build ## a private engine in a temporary directory
 	@scripts/dev

@@ -22,10 +22,10 @@
 //
 // # Hooks
 //
-// prestart and createRuntime run when the container is complete; the root of
-// its mount namespace is in place already, not still to be, as runtime.md has
-// it. poststart and poststop run as there. createContainer and startContainer,
-// which run inside, are refused.
+// All of them run where and when runtime.md says. While those of create do, the
+// process waits with its root filesystem stacked on root.path of its own mount
+// namespace: what createContainer mounts below that path the container has,
+// unless one of the configuration's mounts, which follow, covers it.
 //
 // # Not supported
 //

@@ -37,8 +37,6 @@ func TestCheck(t *testing.T) {
 		{"no root", func(s *specs.Spec) { s.Root = nil }, "root.path is missing"},
 		{"selinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "x" }, "process.selinuxLabel is not supported"},
 		{"intelRdt", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }, "linux.intelRdt is not supported"},
-		{"createContainer", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/x"}}} }, "hooks.createContainer is not supported"},
-		{"startContainer", func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/x"}}} }, "hooks.startContainer is not supported"},
 		{"no mount namespace", func(s *specs.Spec) { s.Linux.Namespaces = nil }, "without a mount namespace"},
 		{"a namespace twice", func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[0]) }, "stands twice"},
 		{"a mount namespace by path", func(s *specs.Spec) {

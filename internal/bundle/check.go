@@ -35,8 +35,6 @@ func check(s *specs.Spec, bundle string) error {
 	return errors.Join(
 		checkNamespaces(l),
 		checkMounts(s, bundle),
-		no("hooks.createContainer", s.Hooks != nil && len(s.Hooks.CreateContainer) > 0),
-		no("hooks.startContainer", s.Hooks != nil && len(s.Hooks.StartContainer) > 0),
 		no("linux.intelRdt", l.IntelRdt != nil),
 		no("linux.mountLabel", l.MountLabel != ""),
 		no("linux.personality", l.Personality != nil && l.Personality.Domain != "" && l.Personality.Domain != specs.PerLinux),

@@ -176,7 +176,13 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		giveStdio(spec.Process.User)
 	}
 
-	// 6. The process.
+	// 6. The process, and the hooks that come before its root is in place.
+	if h := spec.Hooks; h != nil {
+		//nolint:staticcheck // prestart is deprecated, and still asked for
+		if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0 {
+			l.Hooks = func(pid int) error { return p.createHooks(rt, r, g, pid) }
+		}
+	}
 	proc, err := startApart(rt, l, dir)
 	if err != nil {
 		return nil, startError(err)
@@ -201,15 +207,7 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		}
 	}
 
-	// 7. Hooks, then the record.
-	if spec.Hooks != nil {
-		//nolint:staticcheck // deprecated, and still asked for
-		for _, h := range append(slices.Clone(spec.Hooks.Prestart), spec.Hooks.CreateRuntime...) {
-			if err := runHook(&h, r.state(specs.StateCreating)); err != nil {
-				return nil, err
-			}
-		}
-	}
+	// 7. The record.
 	if err := r.save(); err != nil {
 		return nil, err
 	}
@@ -298,7 +296,10 @@ func startApart(rt *runtime.Runtime, l *runtime.Launch, dir string) (*runtime.Pr
 				return nil, fmt.Errorf("cannot mount on %s: %w", dir, err)
 			}
 			l.Base, l.Empty = dir+"/root", dir+"/empty"
-			for _, d := range []string{l.Base, l.Empty} {
+			if l.Hooks != nil { // they look for the root where the configuration says
+				l.Base = l.Spec.Root.Path
+			}
+			for _, d := range []string{dir + "/root", l.Empty} {
 				if err := os.Mkdir(d, 0o755); err != nil {
 					return nil, err
 				}

@@ -23,7 +23,7 @@ func (p *program) cmdFeatures() error {
 	yes, no := true, false
 	f := features.Features{
 		OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version, MountOptions: runtime.MountOptions(),
-		Hooks: []string{"prestart", "createRuntime", "poststart", "poststop"},
+		Hooks: []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		Linux: &features.Linux{
 			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"},
 			Capabilities: h.Capabilities(),

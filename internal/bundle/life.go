@@ -54,6 +54,12 @@ func (p *program) start(r *record) error {
 	if err != nil {
 		return fmt.Errorf("cannot start the container: %w", err)
 	}
+	if h := r.Spec.Hooks; h != nil && len(h.StartContainer) > 0 {
+		if err := p.startHooks(r, h.StartContainer); err != nil {
+			_ = unix.Close(fd)
+			return err
+		}
+	}
 	// The name goes first: who comes next finds the container running.
 	err = os.Remove(r.fifo("start"))
 	if err == nil {
@@ -72,6 +78,28 @@ func (p *program) start(r *record) error {
 			if err := runHook(&h.Poststart[i], r.state(specs.StateRunning)); err != nil {
 				p.note("poststart hook %d: %v", i, err)
 			}
+		}
+	}
+	return nil
+}
+
+// startHooks runs the startContainer hooks: in the container, as its process,
+// which waits for its start.
+func (p *program) startHooks(r *record, hooks []specs.Hook) error {
+	rt, err := runtime.New()
+	if err != nil {
+		return err
+	}
+	pidFD, err := r.pidFD()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidFD)
+	in := &inside{rt, pidFD, r.Spec.Linux.Namespaces, runtime.NewCgroups(rt.Host).Find(r.Cgroup), r.Spec.Process}
+	for i := range hooks {
+		if err := in.run(&hooks[i], r.state(specs.StateCreated)); err != nil {
+			_ = p.kill(r, unix.SIGKILL, false)
+			return err
 		}
 	}
 	return nil

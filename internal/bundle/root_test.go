@@ -322,16 +322,30 @@ func TestHookOrder(t *testing.T) {
 		script := fmt.Sprintf("echo %s $(cat | sed 's/.*\"status\":\"\\([a-z]*\\)\".*/\\1/') >> %s/hooks", name, h.dir)
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}}}
 	}
-	h.spec.Hooks = &specs.Hooks{Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), Poststart: hook("poststart"), Poststop: hook("poststop")} //nolint:staticcheck // deprecated, and still asked for
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	h.must(err)
+	inside := hook("createContainer") // in the container's namespaces, with the host's files
+	inside[0].Args[2] += fmt.Sprintf("; [ $(readlink /proc/self/ns/mnt) != '%s' ] && mkdir %[2]s/hooked && mount -t tmpfs hooked %[2]s/hooked && echo mounted > %[2]s/hooked/by", own, h.dir+"/bundle/rootfs")
+	started := []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat /hooked/by > /started; hostname >> /started"}, Env: []string{"PATH=/bin"}}} // in the container, with its files
+	h.spec.Hooks = &specs.Hooks{ //nolint:staticcheck // deprecated, and still asked for
+		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: inside, StartContainer: started, Poststart: hook("poststart"), Poststop: hook("poststop"),
+	}
+	h.spec.Hostname, h.spec.Root.Readonly = "hooked-box", false
 	h.spec.Process.Args = []string{"sleep", "60"}
 	h.ok("create", "h")
+	if _, err := os.Stat(h.dir + "/bundle/rootfs/hooked/by"); err == nil {
+		t.Error("what a hook mounted in the container is there on the host")
+	}
 	h.ok("start", "h")
+	if raw, err := os.ReadFile(h.dir + "/bundle/rootfs/started"); err != nil || string(raw) != "mounted\nhooked-box\n" {
+		t.Errorf("startContainer: %q %v", raw, err)
+	}
 	h.ok("kill", "h", "KILL")
 	h.until("h", "stopped")
 	h.ok("delete", "h")
 	raw, err := os.ReadFile(h.dir + "/hooks")
 	h.must(err)
-	if want := "prestart creating\ncreateRuntime creating\npoststart running\npoststop stopped\n"; string(raw) != want {
+	if want := "prestart creating\ncreateRuntime creating\ncreateContainer creating\npoststart running\npoststop stopped\n"; string(raw) != want {
 		t.Errorf("%s", raw)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"berth.dev/berth/internal/keeper"
 	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/runtime"
+	"berth.dev/berth/internal/systemd"
 	"berth.dev/berth/internal/undo"
 )
 
@@ -167,8 +168,8 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}
 
 	if s.o.Systemd != nil {
-		unit, err := l.scope(ctx, r, req.Spec.Linux.Resources)
-		if err != nil {
+		var unit *systemd.Unit
+		if unit, err = l.scope(ctx, r, req.Spec.Linux.Resources); err != nil {
 			return err
 		}
 		defer func() {

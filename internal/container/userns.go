@@ -79,9 +79,9 @@ func (u *userns) probe(dataRoot string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	m := snapshot.Mount{Lower: []string{filepath.Join(dir, "low")}, Upper: filepath.Join(dir, "up"), Work: filepath.Join(dir, "work")}
+	m := snapshot.Mount{Lower: []string{filepath.Join(dir, "low")}, Upper: filepath.Join(dir, "own", "up"), Work: filepath.Join(dir, "own", "work")}
 	for _, d := range []string{m.Lower[0], m.Upper, m.Work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}

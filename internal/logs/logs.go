@@ -28,6 +28,12 @@
 // default. The drivers that send to a remote (packages below ship) keep their
 // entries in such files too, from which the engine sends them.
 //
+// # mode=non-blocking
+//
+// A ring in memory (max-buffer-size, 1 MiB) stands before the file. The
+// container never waits for the file; when the ring is full the oldest lines go.
+// The end of a container waits for at most a second for it.
+//
 // # Time
 //
 // Reading since a time does not scan: within a file the place is found by

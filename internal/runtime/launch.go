@@ -47,6 +47,10 @@ type Launch struct {
 	StartFD       int    // holds the process before execve until a byte can be read, -1 for none: Start returns when it waits
 	LateFD        int    // with StartFD: what gets the reports of failed execves after that
 
+	// Hooks is called when the namespaces are made and the root filesystem is
+	// stacked on Base, before it becomes the root: the process waits meanwhile.
+	Hooks func(pid int) error
+
 	// Join is the pidfd of the process whose namespaces an exec joins, -1 for a start.
 	Join    int
 	JoinPid bool // its pid namespace is not this process's
@@ -55,6 +59,7 @@ type Launch struct {
 	kernelDirs bool
 	lastCap    int
 	caps       uint64
+	hooks      [2]int // a pipe: a byte ends the wait for Hooks
 }
 
 // Process is a started one. The caller closes PidFD and MountNS.
@@ -197,6 +202,12 @@ func (r *Runtime) Start(l *Launch) (*Process, error) {
 	if err := l.lookAtTargets(); err != nil {
 		return nil, err
 	}
+	if l.Hooks != nil {
+		if err := unix.Pipe2(l.hooks[:], unix.O_CLOEXEC); err != nil {
+			return nil, err
+		}
+		defer func() { _, _ = unix.Close(l.hooks[0]), unix.Close(l.hooks[1]) }()
+	}
 	p, err := newPlan(l, r.Host)
 	if err != nil {
 		return nil, err
@@ -325,7 +336,7 @@ func (r *Runtime) run(p *plan, files []int, attr *syscall.SysProcAttr, pidNS int
 	if p.l.Join < 0 && p.handoff == 0 {
 		proc.MountNS = mountNSOf(pidFD)
 	}
-	err = p.result(report[0])
+	err = p.result(report[0], pid)
 	if p.handoff != 0 {
 		err = p.takeOver(proc, err)
 	}
@@ -404,8 +415,9 @@ func mountNSOf(pidFD int) int {
 
 // result reads the report pipe to its end. Failures of single execve attempts
 // count only when the last one failed too.
-func (p *plan) result(fd int) error {
+func (p *plan) result(fd, pid int) error {
 	var buf [16]byte
+	hooks := p.l.Hooks
 	var exec *StartError
 	for {
 		n, err := readFull(fd, buf[:])
@@ -424,8 +436,21 @@ func (p *plan) result(fd int) error {
 		if !ok {
 			return errors.New("berth-init sent a report that makes no sense")
 		}
-		if binary.LittleEndian.Uint64(buf[8:]) == 0 { // it waits for its start
-			return nil
+		if binary.LittleEndian.Uint64(buf[8:]) == 0 {
+			if hooks == nil { // it waits for its start
+				return nil
+			}
+			if p.made != 0 {
+				pid = p.made
+			}
+			if err := hooks(pid); err != nil {
+				return err
+			}
+			hooks = nil
+			if _, err := unix.Write(p.l.hooks[1], []byte{0}); err != nil {
+				return err
+			}
+			continue
 		}
 		e := &StartError{Stage: o.stage, Path: o.path, Errno: unix.Errno(binary.LittleEndian.Uint64(buf[8:]))}
 		e.Msg = o.failure(e.Errno)

@@ -149,10 +149,20 @@ func (p *plan) pivot() {
 		p.call("/", unix.SYS_MOUNT, 0, p.str("/"), 0, unix.MS_REC|unix.MS_PRIVATE, 0)
 	}
 	p.moveMount(fdRoot, p.l.Base, "rootfs")
+	if p.l.Hooks != nil {
+		p.waitHooks()
+	}
 	p.call("rootfs", unix.SYS_FCHDIR, fdRoot)
 	dot := p.str(".")
 	p.call("pivot_root", unix.SYS_PIVOT_ROOT, dot, dot)
 	p.call("/", unix.SYS_CHDIR, p.str("/"))
+}
+
+// waitHooks blocks the process until the parent has run its hooks.
+func (p *plan) waitHooks() {
+	here := initprog.TableAddr + initprog.HeaderSize + uint64(len(p.ops))*initprog.OpSize
+	p.call("hooks", unix.SYS_WRITE, initprog.FDReport, p.words(here, 0), 16)
+	p.call("hooks", unix.SYS_READ, p.pass(p.l.hooks[0]), p.bytes(make([]byte, 8)), 1)
 }
 
 // moveMount attaches the detached mount fd at target.
@@ -196,6 +206,11 @@ func (p *plan) leaveOldRoot() {
 	p.call("old root", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
 	if p.l.Spec.Root != nil && p.l.Spec.Root.Readonly {
 		p.setAttr("/", unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	}
+	// The root is a private mount: it can be made shared or unbindable, and is
+	// already what a slave of nothing would be.
+	if o := mountOptions[p.l.Spec.Linux.RootfsPropagation]; o.prop&(unix.MS_SHARED|unix.MS_UNBINDABLE) != 0 {
+		p.setAttr("/", 0, 0, uint64(o.prop&^unix.MS_REC), o.prop&unix.MS_REC != 0)
 	}
 	p.call("/", unix.SYS_CHDIR, p.str("/"))
 	// No descriptor from outside may be reachable from here on, least of all by

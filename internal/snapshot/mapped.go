@@ -21,6 +21,7 @@ var ErrNoIDMap = errors.New("no mounts with mapped ids here")
 // Overlayfs itself cannot be mapped, but takes layers that are. It wants them in
 // the caller's mount namespace: each is cloned, mapped, and put over its own
 // path, on a thread in a mount namespace of its own, which ends with the call.
+// No lower layer may lie in the directory that holds Upper and Work.
 func AttachMapped(m Mount, userns int) (int, error) {
 	if m.Path != "" {
 		fd, err := unix.OpenTree(unix.AT_FDCWD, m.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)

@@ -84,9 +84,9 @@ func (s *Shipments) Start(o Order) {
 	}
 	s.jobs[o.ID] = j
 	go func() {
-		defer close(j.done)
 		j.run(ctx)
 		cancel()
+		close(j.done) // before the lock, which one who waits for this may hold
 		s.mu.Lock()
 		if s.jobs[o.ID] == j {
 			delete(s.jobs, o.ID)
