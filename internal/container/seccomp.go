@@ -26,13 +26,12 @@ type filters struct {
 // seccompText returns the text of a container's profile, "" for the built-in
 // one; none reports that it has no filter at all.
 func seccompText(r *Record, daemonProfile string) (text string, none bool, err error) {
-	if r.HostConfig.Privileged {
-		return "", true, nil
-	}
 	profile := daemonProfile
 	inline := securityOf(r.HostConfig).seccomp // the CLI sends the file's text
 	if inline != "" {
 		profile = ""
+	} else if r.HostConfig.Privileged { // only a profile that it asks for
+		return "", true, nil
 	}
 	switch {
 	case inline == "unconfined" || inline == "" && profile == "unconfined":

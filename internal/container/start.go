@@ -367,6 +367,12 @@ func (s launcher) openSource(r *Record, m specs.Mount) (int, error) {
 				if merr := os.MkdirAll(m.Source, 0o755); merr != nil {
 					return -1, errs.New(errs.Invalid, "error while creating mount source path '%s': %v", m.Source, merr)
 				}
+				if s.userns.holds(r.HostConfig) {
+					uid, gid := s.userns.ids.Root()
+					if merr := os.Lchown(m.Source, int(uid), int(gid)); merr != nil {
+						return -1, errs.New(errs.Internal, "error while creating mount source path '%s': %v", m.Source, merr)
+					}
+				}
 				if fd, err = linux.CloneTree(m.Source, recursive); err == nil {
 					return fd, nil
 				}

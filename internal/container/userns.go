@@ -272,8 +272,11 @@ func (u *userns) toHost(o archive.Owner) (archive.Owner, error) {
 	ids := u.ids
 	uid, ok1 := ids.UID.Out(uint32(o.UID))
 	gid, ok2 := ids.GID.Out(uint32(o.GID))
-	if !ok1 || !ok2 {
-		return o, errs.New(errs.Invalid, "the owner %d:%d is not mapped: it is outside of the daemon's ranges of subordinate ids", o.UID, o.GID)
+	if !ok1 {
+		return o, errs.New(errs.Invalid, "Container ID %d cannot be mapped to a host ID", o.UID)
+	}
+	if !ok2 {
+		return o, errs.New(errs.Invalid, "Container ID %d cannot be mapped to a host ID", o.GID)
 	}
 	return archive.Owner{UID: int(uid), GID: int(gid)}, nil
 }

@@ -57,6 +57,8 @@ type parsed struct {
 	copyUp     bool // tmpcopyup: fill a tmpfs from what it covers
 }
 
+func isAtime(word string) bool { return word == "noatime" || word == "relatime" || word == "strictatime" }
+
 func parseOptions(opts []string) parsed {
 	var r parsed
 	for _, w := range opts {
@@ -71,6 +73,12 @@ func parseOptions(opts []string) parsed {
 		}
 		if o.flag&unix.MS_REC != 0 {
 			r.recursive = true
+		}
+		if isAtime(w) { // one of several kinds: the kernel wants the others cleared
+			r.set, r.clr = r.set&^unix.MOUNT_ATTR__ATIME|o.attr, r.clr|unix.MOUNT_ATTR__ATIME
+			r.flags &^= unix.MS_NOATIME | unix.MS_RELATIME | unix.MS_STRICTATIME
+			r.flags |= o.flag
+			continue
 		}
 		switch {
 		case o.prop != 0:

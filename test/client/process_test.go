@@ -153,6 +153,8 @@ func TestProcessFlags(t *testing.T) {
 			// security options
 			{run + "--security-opt seccomp=unconfined IMG grep Seccomp: /proc/self/status", "Seccomp:\t0", "", 0},
 			{run + "--security-opt seccomp=" + noChmod + " IMG chmod 700 /tmp", "", "Operation not permitted", 1},
+			{run + "--privileged --security-opt seccomp=" + noChmod + " IMG chmod 700 /tmp", "", "Operation not permitted", 1},
+			{run + "--privileged --security-opt label=disable IMG grep Seccomp: /proc/self/status", "Seccomp:\t0", "", 0},
 			{run + "--security-opt seccomp=" + bad + " IMG true", "", "", 125},
 			{run + "--security-opt seccomp=" + odd + " IMG true", "", "string SCMP_ACT_NONE is not a valid action for seccomp", 125},
 			{run + "--security-opt no-new-privileges:true IMG grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1", "", 0},

@@ -92,6 +92,8 @@ func TestUserNamespaces(t *testing.T) {
 		{"exec", []string{"exec", "base", "sh", "-c", "id -u; tr -s ' ' < /proc/self/uid_map"}, "0\n 0 100000 65536", "", 0},
 		{"exec as a user", []string{"exec", "-u", "1000", "base", "sh", "-c", "id -u; touch /d/by-exec; stat -c %u:%g /d/by-exec"}, "1000\n1000:1001", "", 0},
 		{"exec with a terminal", []string{"exec", "-t", "base", "sh", "-c", "stat -c %u:%g $(tty)"}, "0:5", "", 0},
+		{"a bind source that is made", []string{"run", "--rm", "-v", t.TempDir() + "/made/here:/m", img, "sh", "-c", "touch /m/x && stat -c %u:%g /m /m/x"}, "0:0\n0:0", "", 0},
+		{"a bind of the host", []string{"run", "--rm", "-v", host + ":/h", img, "stat", "-c", "%u:%g", "/h/file"}, "65534:65534", "", 0},
 		{"shared pid namespace", []string{"run", "--rm", "--pid", "container:base", img, "sh", "-c", "ps | grep -c 'sleep 100[0]'"}, "1", "", 0},
 		{"shared ipc namespace", []string{"run", "--rm", "--ipc", "container:base", img, "cat", "/dev/shm/shared"}, "x", "", 0},
 		{"shared network", []string{"run", "--rm", "--network", "container:base", img, "ls", "/sys/class/net"}, "lo", "", 0},
