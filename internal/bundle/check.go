@@ -69,13 +69,13 @@ func checkNamespaces(l *specs.Linux) error {
 			return fmt.Errorf("config.json: the namespace %s stands twice", ns.Type)
 		}
 		seen[ns.Type] = true
-		if ns.Path != "" && (ns.Type == specs.MountNamespace || ns.Type == specs.UserNamespace) {
+		if ns.Path != "" && ns.Type == specs.MountNamespace {
 			return fmt.Errorf("config.json: joining a %s namespace by its path is not supported by this runtime", ns.Type)
 		}
 		if ns.Path != "" && !filepath.IsAbs(ns.Path) {
 			return fmt.Errorf("config.json: the path of the %s namespace is not absolute", ns.Type)
 		}
-		if ns.Type == specs.UserNamespace && (len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0) {
+		if ns.Type == specs.UserNamespace && ns.Path == "" && (len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0) {
 			return errors.New("config.json: a user namespace needs uidMappings and gidMappings")
 		}
 	}

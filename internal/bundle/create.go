@@ -114,21 +114,8 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		}
 		l.MountFD[i] = fd
 	}
-	for _, ns := range spec.Linux.Namespaces {
-		var fd int
-		var err error
-		switch {
-		case ns.Path != "":
-			fd, err = open(unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0))
-		case ns.Type == specs.NetworkNamespace && len(spec.Linux.UIDMappings) == 0:
-			fd, err = open(linux.NewNetNS()) // its loopback is up, as runc has it
-		default:
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("cannot open the %s namespace %s: %w", ns.Type, ns.Path, err)
-		}
-		l.NSFD[ns.Type] = fd
+	if err := p.namespaces(rt, l, open); err != nil {
+		return nil, err
 	}
 	if spec.Linux.Seccomp != nil {
 		if l.Seccomp, l.SeccompFlags, err = runtime.CompileSeccomp(spec.Linux.Seccomp); err != nil {
@@ -157,23 +144,31 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		return nil, err
 	}
 	l.CgroupV1, l.CgroupV2 = g.V1, g.V2FD
-	if l.Dev, err = runtime.NewDevTree(spec.Linux.Devices); err != nil {
+	if l.Owner, err = hostIDs(spec.Linux, specs.User{UID: 0, GID: 0}); err != nil {
+		return nil, err
+	}
+	if l.Dev, err = runtime.NewDevTreeFor(l.Owner, spec.Linux.Devices); err != nil {
 		return nil, err
 	}
 	done.Add(l.Dev.Close)
+	l.InOrder = l.Dev.CanClone()
 
 	// 5. Stdio.
 	c := &created{record: r, master: -1}
+	user, err := hostIDs(spec.Linux, spec.Process.User)
+	if err != nil {
+		return nil, err
+	}
 	l.Stdio = [3]int{0, 1, 2}
 	if spec.Process.Terminal {
-		t, err := newTerminal(l.Dev, spec.Process)
+		t, err := newTerminal(l.Dev, spec.Process, user)
 		if err != nil {
 			return nil, err
 		}
 		done.Add(t.closeSlave)
 		l.Stdio, l.ConsolePath, c.master = [3]int{t.slave, t.slave, t.slave}, t.name, closeLater(t.master)
 	} else {
-		giveStdio(spec.Process.User)
+		giveStdio(user)
 	}
 
 	// 6. The process, and the hooks that come before its root is in place.
@@ -222,6 +217,74 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		c.master = -1
 	}
 	return c, nil
+}
+
+// namespaces makes what the container joins: the namespaces that have a path,
+// and those that are made ahead, the user namespace and the network.
+func (p *program) namespaces(rt *runtime.Runtime, l *runtime.Launch, open func(int, error) (int, error)) error {
+	linuxSpec := l.Spec.Linux
+	user, ownNet := -1, false
+	for _, ns := range linuxSpec.Namespaces {
+		if ns.Path != "" {
+			fd, err := open(unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0))
+			if err != nil {
+				return fmt.Errorf("cannot open the %s namespace %s: %w", ns.Type, ns.Path, err)
+			}
+			l.NSFD[ns.Type] = fd
+			if ns.Type == specs.UserNamespace {
+				user = fd
+			}
+			continue
+		}
+		ownNet = ownNet || ns.Type == specs.NetworkNamespace
+	}
+	mapped := slices.ContainsFunc(linuxSpec.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
+	switch {
+	case mapped && (user < 0 || ownNet): // its network belongs to the user namespace
+		userFD, netFD, err := rt.NewUserNS(user, linuxSpec.UIDMappings, linuxSpec.GIDMappings, ownNet)
+		if err != nil {
+			return err
+		}
+		if user < 0 {
+			l.NSFD[specs.UserNamespace], _ = open(userFD, nil)
+		}
+		if ownNet {
+			l.NSFD[specs.NetworkNamespace], _ = open(netFD, nil)
+		}
+	case ownNet:
+		fd, err := open(linux.NewNetNS()) // its loopback is up, as runc has it
+		if err != nil {
+			return err
+		}
+		l.NSFD[specs.NetworkNamespace] = fd
+	}
+	return nil
+}
+
+// hostIDs are the host's ids for a user of the container, and for its group of terminals.
+func hostIDs(l *specs.Linux, u specs.User) (runtime.Owner, error) {
+	if !slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) || len(l.UIDMappings) == 0 {
+		return runtime.Owner{UID: u.UID, GID: u.GID, TTY: 5}, nil
+	}
+	out := func(list []specs.LinuxIDMapping, id uint32) (uint32, bool) {
+		for _, m := range list {
+			if id >= m.ContainerID && id-m.ContainerID < m.Size {
+				return m.HostID + id - m.ContainerID, true
+			}
+		}
+		return 0, false
+	}
+	var o runtime.Owner
+	var okUID, okGID, okTTY bool
+	o.UID, okUID = out(l.UIDMappings, u.UID)
+	o.GID, okGID = out(l.GIDMappings, u.GID)
+	if !okUID || !okGID {
+		return o, fmt.Errorf("config.json: user %d:%d has no mapping in the user namespace", u.UID, u.GID)
+	}
+	if o.TTY, okTTY = out(l.GIDMappings, 5); !okTTY {
+		o.TTY = o.GID
+	}
+	return o, nil
 }
 
 func checkConsole(terminal bool, o createOptions) error {
@@ -316,7 +379,7 @@ func startApart(rt *runtime.Runtime, l *runtime.Launch, dir string) (*runtime.Pr
 }
 
 // giveStdio lets the container's user open /dev/stdout and the like.
-func giveStdio(u specs.User) {
+func giveStdio(u runtime.Owner) {
 	if u.UID == 0 {
 		return
 	}

@@ -150,20 +150,24 @@ func (p *program) exec(r *record, o *execOptions) (int, error) {
 		u.Add(func() { _ = unix.Close(l.CgroupV2) })
 	}
 	master := -1
+	user, err := hostIDs(r.Spec.Linux, pr.User)
+	if err != nil {
+		return 0, err
+	}
 	if pr.Terminal {
 		dev, err := terminalsOf(r.Pid)
 		if err != nil {
 			return 0, err
 		}
 		u.Add(dev.Close)
-		t, err := newTerminal(dev, pr)
+		t, err := newTerminal(dev, pr, user)
 		if err != nil {
 			return 0, err
 		}
 		u.Add(t.closeSlave)
 		master, l.Stdio = t.master, [3]int{t.slave, t.slave, t.slave}
 	} else {
-		giveStdio(pr.User)
+		giveStdio(user)
 	}
 	proc, err := rt.Exec(l)
 	if err != nil {

@@ -327,7 +327,7 @@ func TestHookOrder(t *testing.T) {
 	inside := hook("createContainer") // in the container's namespaces, with the host's files
 	inside[0].Args[2] += fmt.Sprintf("; [ $(readlink /proc/self/ns/mnt) != '%s' ] && mkdir %[2]s/hooked && mount -t tmpfs hooked %[2]s/hooked && echo mounted > %[2]s/hooked/by", own, h.dir+"/bundle/rootfs")
 	started := []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat /hooked/by > /started; hostname >> /started"}, Env: []string{"PATH=/bin"}}} // in the container, with its files
-	h.spec.Hooks = &specs.Hooks{ //nolint:staticcheck // deprecated, and still asked for
+	h.spec.Hooks = &specs.Hooks{                                                                                                                          //nolint:staticcheck // deprecated, and still asked for
 		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: inside, StartContainer: started, Poststart: hook("poststart"), Poststop: hook("poststop"),
 	}
 	h.spec.Hostname, h.spec.Root.Readonly = "hooked-box", false

@@ -20,7 +20,7 @@ type terminal struct {
 	name          string // of the slave, in the container
 }
 
-func newTerminal(dev *runtime.DevTree, pr *specs.Process) (*terminal, error) {
+func newTerminal(dev *runtime.DevTree, pr *specs.Process, user runtime.Owner) (*terminal, error) {
 	t := &terminal{}
 	var err error
 	if t.master, t.slave, t.name, err = dev.OpenTerminal(); err != nil {
@@ -30,8 +30,8 @@ func newTerminal(dev *runtime.DevTree, pr *specs.Process) (*terminal, error) {
 	if b := pr.ConsoleSize; b != nil {
 		_ = unix.IoctlSetWinsize(t.master, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(b.Height), Col: uint16(b.Width)})
 	}
-	if pr.User.UID != 0 {
-		_ = unix.Fchown(t.slave, int(pr.User.UID), -1)
+	if user.UID != 0 {
+		_ = unix.Fchown(t.slave, int(user.UID), -1)
 	}
 	return t, nil
 }

@@ -256,3 +256,14 @@ func unlockTerminal(master int) (slave int, name string, err error) {
 	}
 	return int(fd), fmt.Sprintf("/dev/pts/%d", n), nil
 }
+
+// CanClone reports whether this kernel copies mounts that are attached nowhere
+// (Linux 6.15). Older ones list mounts in the order in which they were attached.
+func (d *DevTree) CanClone() bool {
+	fd, err := unix.OpenTree(d.Root, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd)
+	return true
+}

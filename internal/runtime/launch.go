@@ -41,6 +41,7 @@ type Launch struct {
 
 	Base          string // a directory to stack the root filesystem on before pivot_root
 	Empty         string // an empty read-only directory, for masks
+	InOrder       bool   // mounts that were made ahead are made again in their turn, so that mountinfo shows the order of the specification
 	PrivateMounts bool   // the present mount namespace is not private: make the copy so
 	ConsolePath   string // "/dev/pts/N" for /dev/console
 	Init          bool   // run an init as process 1

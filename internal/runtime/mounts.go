@@ -57,7 +57,9 @@ type parsed struct {
 	copyUp     bool // tmpcopyup: fill a tmpfs from what it covers
 }
 
-func isAtime(word string) bool { return word == "noatime" || word == "relatime" || word == "strictatime" }
+func isAtime(word string) bool {
+	return word == "noatime" || word == "relatime" || word == "strictatime"
+}
 
 func parseOptions(opts []string) parsed {
 	var r parsed
@@ -157,17 +159,17 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 	case dest == "/dev" && m.Type == "tmpfs" && p.l.Dev != nil:
 		p.dev = true
 		p.realDir(dest)
-		p.moveMount(fdDev, dest, dest)
+		p.attach(fdDev, dest)
 		if !slices.ContainsFunc(p.l.Spec.Mounts, func(m specs.Mount) bool { return within(m.Destination, "/dev/shm") }) {
 			p.call("/dev/shm", unix.SYS_UNLINKAT, atFDCWD, p.str("/dev/shm"), unix.AT_REMOVEDIR)
 			p.last().flags = initprog.FlagIgnore
 		}
 		return nil
 	case dest == "/dev/pts" && m.Type == "devpts" && p.dev && p.l.Dev.Pts >= 0:
-		p.moveMount(fdPts, dest, dest)
+		p.attach(fdPts, dest)
 		return nil
 	case dest == "/dev/shm" && m.Type == "tmpfs" && p.dev && p.l.Dev.Shm >= 0 && slices.Contains(m.Options, defaultShmOption):
-		p.moveMount(fdShm, dest, dest)
+		p.attach(fdShm, dest)
 		return nil
 	case m.Type == "bind" || opt.flags&unix.MS_BIND != 0:
 		p.bind(i, m, dest, opt)
@@ -196,6 +198,17 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 
 // isMade reports whether the mount was made ahead, by copyUp.
 func (p *plan) isMade(i int) bool { _, ok := p.l.MountFD[i]; return ok }
+
+// attach attaches a mount that was made ahead. Mounts are listed by their age:
+// with InOrder a copy made now takes its place in the order.
+func (p *plan) attach(fd uint64, dest string) {
+	if !p.l.InOrder {
+		p.moveMount(fd, dest, dest)
+		return
+	}
+	c := p.call(dest, unix.SYS_OPEN_TREE, fd, p.str(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	p.feed(c, p.moveMount(0, dest, dest), 0)
+}
 
 // procBinds are the files below /proc that a container may cover (lxcfs and the like).
 var procBinds = []string{

@@ -89,7 +89,7 @@ func TestCDIOff(t *testing.T) {
 	e := enginetest.Start(t, enginetest.WithArgs("--feature", "cdi=false"))
 	e.Each(t, func(t *testing.T, c *enginetest.Client) {
 		for flag, want := range map[string]string{
-			"--gpus=all":              `could not select device driver "" with capabilities: [[gpu]]`,
+			"--gpus=all":                    `could not select device driver "" with capabilities: [[gpu]]`,
 			"--device=vendor.com/thing=one": `could not select device driver "cdi" with capabilities: []`,
 		} {
 			if r := c.Run("run", "--rm", flag, img, "true"); r.Code != 125 || !strings.Contains(r.Err, want) {

@@ -160,7 +160,7 @@ func TestProcessFlags(t *testing.T) {
 			{run + "--security-opt no-new-privileges:true IMG grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1", "", 0},
 			{run + "--security-opt no-new-privileges=false IMG grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t0", "", 0},
 			{run + "--security-opt apparmor=unconfined --security-opt label=disable IMG true", "", "", 0},
-			{run + "--security-opt systempaths=unconfined IMG grep -c /proc/ /proc/mounts", "0", "", 1},
+			{run + "--security-opt systempaths=unconfined IMG grep -c ␣/proc/ /proc/mounts", "0", "", 1},
 			{run + "--security-opt writable-cgroups=true --cgroupns private IMG sh -c touch␣/sys/fs/cgroup/x␣2>&1|grep␣-c␣Read-only", "0", "", 1},
 			{run + "--security-opt x=y IMG true", "", `invalid --security-opt 2: "x=y"`, 125},
 			// the kernel's settings
