@@ -64,6 +64,9 @@ func (c *Cgroups) Make(rel string) (*Cgroup, error) {
 			_ = c.Remove(g)
 			return nil, fmt.Errorf("cannot make the cgroup %s: %w", dir, err)
 		}
+		if !h.Unified && strings.LastIndexByte(rel, '/') == 0 && h.Has("cpuset") {
+			inheritCpuset(dir) // below the root of the hierarchy, which hands nothing down
+		}
 		if h.Unified {
 			fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
@@ -195,18 +198,24 @@ func (c *Cgroups) prepareParent(rel string) error {
 				return fmt.Errorf("cannot make the cgroup %s: %w", at, err)
 			}
 			if h.Has("cpuset") && !h.Unified {
-				for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-					if v, err := os.ReadFile(at + "/" + f); err == nil && strings.TrimSpace(string(v)) == "" {
-						if v, err = os.ReadFile(filepath.Dir(at) + "/" + f); err == nil {
-							_ = os.WriteFile(at+"/"+f, v, 0o644)
-						}
-					}
-				}
+				inheritCpuset(at)
 			}
 		}
 	}
 	c.parents[rel] = true
 	return nil
+}
+
+// inheritCpuset gives a v1 cgroup the processors and memory of its parent, where
+// it has none: no process could join it.
+func inheritCpuset(dir string) {
+	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if v, err := os.ReadFile(dir + "/" + f); err == nil && strings.TrimSpace(string(v)) == "" {
+			if v, err = os.ReadFile(filepath.Dir(dir) + "/" + f); err == nil {
+				_ = os.WriteFile(dir+"/"+f, v, 0o644)
+			}
+		}
+	}
 }
 
 // delegate enables every controller that the directory has for its children.
