@@ -180,7 +180,6 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"checkpoint", "x"}, 1, "not supported"},
 		{[]string{"create", "../x"}, 1, "invalid container ID"},
 		{[]string{"create", "x"}, 1, "config.json not found"},
-		{[]string{"create", "--preserve-fds", "1", "x"}, 1, "--preserve-fds is not supported"},
 	}
 	for _, c := range cases {
 		var b bytes.Buffer

@@ -36,9 +36,6 @@ type created struct {
 
 // create makes a container. The steps are undone when a later one fails.
 func (p *program) create(id string, o createOptions) (_ *created, err error) {
-	if o.keepFDs != 0 {
-		return nil, errors.New("--preserve-fds is not supported by this runtime")
-	}
 	var u undo.Stack
 	defer u.Run()
 
@@ -115,6 +112,9 @@ func (p *program) create(id string, o createOptions) (_ *created, err error) {
 		l.MountFD[i] = fd
 	}
 	if err := p.namespaces(rt, l, open); err != nil {
+		return nil, err
+	}
+	if l.Preserve, err = preserve(o.keepFDs, spec.Process); err != nil {
 		return nil, err
 	}
 	if spec.Linux.Seccomp != nil {
@@ -285,6 +285,34 @@ func hostIDs(l *specs.Linux, u specs.User) (runtime.Owner, error) {
 		o.TTY = o.GID
 	}
 	return o, nil
+}
+
+// preserve returns the descriptors that the process is to inherit: n from 3 on, and
+// those of a socket activation, of which the process is told (sd_listen_fds(3)).
+func preserve(n int, pr *specs.Process) ([]int, error) {
+	if listen, err := strconv.Atoi(os.Getenv("LISTEN_FDS")); err == nil && listen > 0 {
+		n += listen
+		pr.Env = append(slices.Clone(pr.Env), fmt.Sprintf("LISTEN_FDS=%d", listen), "LISTEN_PID=1")
+	}
+	const limit = 64
+	if n < 0 || n > limit {
+		return nil, fmt.Errorf("cannot preserve %d descriptors: the limit is %d", n, limit)
+	}
+	var fds []int
+	for fd := 3; fd < 3+n; fd++ {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || !inherited(fd) {
+			return nil, fmt.Errorf("please check that preserved-fd %d is open: %w", fd, unix.EBADF)
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+// inherited tells the caller's descriptors from this process's own, which all
+// close on exec.
+func inherited(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil && flags&unix.FD_CLOEXEC == 0
 }
 
 func checkConsole(terminal bool, o createOptions) error {

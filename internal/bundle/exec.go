@@ -99,9 +99,6 @@ func parseID(s string, to *uint32) error {
 // exec runs one more process in a container. It returns the exit status of one
 // that is not detached.
 func (p *program) exec(r *record, o *execOptions) (int, error) {
-	if o.keepFDs != 0 {
-		return 0, errors.New("--preserve-fds is not supported by this runtime")
-	}
 	c, err := cgroups()
 	if err != nil {
 		return 0, err
@@ -135,6 +132,9 @@ func (p *program) exec(r *record, o *execOptions) (int, error) {
 	l := &runtime.Launch{Spec: spec, Stdio: [3]int{0, 1, 2}, CgroupV2: -1, CgroupView: -1, StartFD: -1, Join: join}
 	for _, ns := range r.Spec.Linux.Namespaces {
 		l.JoinPid = l.JoinPid || ns.Type == specs.PIDNamespace
+	}
+	if l.Preserve, err = preserve(o.keepFDs, pr); err != nil {
+		return 0, err
 	}
 	if s := r.Spec.Linux.Seccomp; s != nil {
 		if l.Seccomp, l.SeccompFlags, err = runtime.CompileSeccomp(s); err != nil {

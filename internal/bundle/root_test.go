@@ -418,3 +418,38 @@ func (h *host) until2(id string) {
 	}
 	h.t.Fatal("it does not start")
 }
+
+// Descriptors from 3 on go to the process when asked for, and no others.
+func TestPreserve(t *testing.T) {
+	h := newHost(t)
+	r, w, err := os.Pipe()
+	h.must(err)
+	defer r.Close()
+	file, err := os.CreateTemp(h.dir, "in")
+	h.must(err)
+	defer file.Close()
+	_, err = file.WriteAt([]byte("given"), 0)
+	h.must(err)
+	h.spec.Process.Args = []string{"sh", "-c", "cat <&3 >&4; [ -e /proc/$$/fd/5 ] && echo leak >&4; echo $LISTEN_FDS >&4"}
+	h.spec.Mounts = append(h.spec.Mounts, specs.Mount{Destination: "/a", Type: "bind", Source: "/tmp", Options: []string{"bind"}}, specs.Mount{Destination: "/b", Type: "bind", Source: "/tmp", Options: []string{"bind"}})
+	h.spec.Root.Readonly = false
+	cmd := h.command("run", "--preserve-fds", "1", "p")
+	cmd.Env = append(cmd.Env, "LISTEN_FDS=1")
+	cmd.ExtraFiles = []*os.File{file, w, file} // the last is one too many
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	h.must(w.Close())
+	got, err := io.ReadAll(r)
+	h.must(err)
+	if string(got) != "given1\n" {
+		t.Errorf("the process wrote %q", got)
+	}
+	if out, code := h.run("run", "--preserve-fds", "40", "q"); code == 0 || !strings.Contains(out, "please check that preserved-fd") {
+		t.Errorf("descriptors that are not there: %d %s", code, out)
+	}
+	if left := h.list(); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

@@ -48,6 +48,8 @@ type Launch struct {
 	StartFD       int    // holds the process before execve until a byte can be read, -1 for none: Start returns when it waits
 	LateFD        int    // with StartFD: what gets the reports of failed execves after that
 
+	Preserve []int // the process gets them as descriptors 3 and up
+
 	// Hooks is called when the namespaces are made and the root filesystem is
 	// stacked on Base, before it becomes the root: the process waits meanwhile.
 	Hooks func(pid int) error
@@ -74,8 +76,9 @@ type targetKind uint8
 
 const (
 	targetMissing targetKind = iota // make a directory
-	targetThere
-	targetFile // make a file
+	targetThere                     // no link leads to it: its name will do
+	targetFile                      // make a file
+	targetLinked                    // there, over links or deeper than plainTarget looks
 )
 
 // StartError says at which stage a start failed, on what, and why.
@@ -259,7 +262,7 @@ func (r *Runtime) Exec(l *Launch) (*Process, error) {
 		p.call("user", unix.SYS_SETNS, fdRoot, unix.CLONE_NEWUSER)
 	}
 	p.session()
-	p.call("descriptors", unix.SYS_CLOSE_RANGE, initprog.FDReport+1, 0xffffffff, 0)
+	p.closeRest(initprog.FDReport + 1)
 	if !mapped {
 		if err := p.limits(r.Host); err != nil {
 			return nil, err
@@ -272,7 +275,7 @@ func (r *Runtime) Exec(l *Launch) (*Process, error) {
 	if l.JoinPid {
 		pidNS = l.Join
 	}
-	files := []int{l.Stdio[0], l.Stdio[1], l.Stdio[2], -1, -1, l.Join}
+	files := []int{l.Stdio[0], l.Stdio[1], l.Stdio[2], -1, -1, l.Join, -1, -1, -1, -1}
 	return r.run(p, append(files, p.extra...), &syscall.SysProcAttr{}, pidNS)
 }
 
@@ -610,7 +613,7 @@ func (l *Launch) lookAtTargets() error {
 			return &StartError{Stage: StageMount, Path: dest, Errno: unix.ENOTDIR, Msg: fmt.Sprintf(
 				"error mounting %q to rootfs at %q: not a directory: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type", m.Source, dest)}
 		}
-		l.targets[i] = targetThere
+		l.targets[i] = targetLinked
 	}
 	return nil
 }

@@ -173,14 +173,19 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 		return nil
 	case m.Type == "bind" || opt.flags&unix.MS_BIND != 0:
 		p.bind(i, m, dest, opt)
+		return nil
 	case opt.copyUp && p.isMade(i):
-		p.makeTarget(i, dest)
-		p.moveMount(p.pass(p.l.MountFD[i]), dest, dest)
+		walk{p}.put(i, dest, p.pass(p.l.MountFD[i]))
 	default:
-		if dest == "/proc" || dest == "/sys" || dest == "/dev" {
+		target := dest
+		switch {
+		case dest == "/proc" || dest == "/sys" || dest == "/dev":
 			p.realDir(dest)
-		} else {
+		case p.l.targets[i] == targetThere || p.l.ours(dest, p.dev):
 			p.makeDir(dest)
+		default:
+			p.feed(walk{p}.reach(i, dest), p.call(dest, unix.SYS_FCHDIR, 0), 0)
+			target = "."
 		}
 		src := m.Source
 		if src == "" {
@@ -190,9 +195,14 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 		if len(opt.data) > 0 {
 			data = p.str(strings.Join(opt.data, ","))
 		}
-		p.call(dest, unix.SYS_MOUNT, p.str(src), p.str(dest), p.str(m.Type), uint64(opt.flags&^(unix.MS_BIND|unix.MS_REC)), data)
+		p.call(dest, unix.SYS_MOUNT, p.str(src), p.str(target), p.str(m.Type), uint64(opt.flags&^(unix.MS_BIND|unix.MS_REC)), data)
+		if target != dest {
+			p.call("/", unix.SYS_CHDIR, p.str("/"))
+		}
 	}
-	p.propagate(dest, opt)
+	for _, prop := range opt.prop {
+		p.setAttr(dest, 0, 0, uint64(prop&^unix.MS_REC), prop&unix.MS_REC != 0)
+	}
 	return nil
 }
 
@@ -217,39 +227,24 @@ var procBinds = []string{
 }
 
 // bind attaches a detached clone of the source: one that the caller made, or
-// one that the child clones from its old root.
+// one that the child clones from its old root. From there on it is known by its
+// descriptor: what its target's name leads to may change at any moment.
 func (p *plan) bind(i int, m *specs.Mount, dest string, opt parsed) {
-	p.makeTarget(i, dest)
-	fd, given := p.l.MountFD[i]
-	if given {
-		p.moveMount(p.pass(fd), dest, dest)
+	fd := uint64(fdMount)
+	if given, ok := p.l.MountFD[i]; ok {
+		fd = p.pass(given)
 	} else {
-		p.feed(p.sources[m.Source], p.moveMount(0, dest, dest), 0)
+		p.feed(p.sources[m.Source], p.call(dest, unix.SYS_DUP3, 0, fdMount, unix.O_CLOEXEC), 0)
 	}
+	walk{p}.put(i, dest, fd)
 	if opt.set|opt.clr != 0 {
-		p.setAttr(dest, opt.set, opt.clr, 0, false)
+		p.mountSetAttr(fd, "", dest, opt.set, opt.clr, 0, false)
 	}
 	if opt.rset|opt.rclr != 0 {
-		p.setAttr(dest, opt.rset, opt.rclr, 0, true)
+		p.mountSetAttr(fd, "", dest, opt.rset, opt.rclr, 0, true)
 	}
-}
-
-func (p *plan) propagate(dest string, opt parsed) {
 	for _, prop := range opt.prop {
-		p.setAttr(dest, 0, 0, uint64(prop&^unix.MS_REC), prop&unix.MS_REC != 0)
-	}
-}
-
-// makeTarget makes the mount point unless the parent has seen it already.
-func (p *plan) makeTarget(i int, dest string) {
-	switch p.l.targets[i] {
-	case targetThere:
-	case targetFile:
-		p.makeDir(path.Dir(dest))
-		p.call(dest, unix.SYS_MKNODAT, atFDCWD, p.str(dest), unix.S_IFREG|0o755, 0)
-		p.last().flags = initprog.FlagIgnore // there already, or the mount says what is wrong
-	default:
-		p.makeDir(dest)
+		p.mountSetAttr(fd, "", dest, 0, 0, uint64(prop&^unix.MS_REC), prop&unix.MS_REC != 0)
 	}
 }
 
@@ -257,6 +252,10 @@ func (p *plan) makeTarget(i int, dest string) {
 // failure shows in the mount that follows.
 func (p *plan) makeDir(dir string) {
 	if dir == "/" {
+		return
+	}
+	if !p.l.ours(dir, p.dev) {
+		walk{p}.makeDir(dir)
 		return
 	}
 	for i := 1; i <= len(dir); i++ {

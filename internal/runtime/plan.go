@@ -32,13 +32,18 @@ type plan struct {
 	extra []int // parent's descriptors for fdFirst and on
 	dev   bool  // the /dev tree of the launch is used
 
+	keepAt uint64 // where descriptors to preserve wait
+
 	handoff uint64 // the address that reports the number of the container's process, with a user namespace made ahead
 	made    int    // that number, once reported
 
 	sources map[string]int // path → the operation that cloned it, see openSources
 }
 
-const fdEmpty = 400 // a free number, so that it can stand in a string
+const (
+	fdEmpty = 400 // a free number, so that it can stand in a string
+	fdMount = 402 // the mount that is being attached; fdEmpty+1 is the old root
+)
 
 // pass hands a descriptor of the parent to the child and returns its number there.
 func (p *plan) pass(fd int) uint64 {
@@ -73,7 +78,7 @@ func newPlan(l *Launch, host *Host) (*plan, error) {
 	}
 	p.names() // sysctls, before /proc/sys turns read-only
 	p.masks(host)
-	p.workDir()
+	walk{p}.workDir()
 	p.leaveOldRoot()
 	if err := p.limits(host); err != nil {
 		return nil, err
@@ -170,35 +175,6 @@ func (p *plan) moveMount(fd uint64, target, what string) int {
 	return p.call(what, unix.SYS_MOVE_MOUNT, fd, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 }
 
-// workDir makes a working directory that is missing. The container's processes
-// have no say yet, but its image and volumes have: each step is opened without
-// following a magic link of any procfs, which could lead out.
-func (p *plan) workDir() {
-	p.stage = StageCwd
-	cwd := p.l.Spec.Process.Cwd
-	if cwd == "" || cwd == "/" || isKernelPath(cwd) {
-		return
-	}
-	cwd = path.Clean("/" + cwd)
-	for i := 1; i <= len(cwd); i++ {
-		if i == len(cwd) || cwd[i] == '/' {
-			parent, name := path.Split(cwd[:i])
-			fd := p.openInside(parent)
-			p.last().flags, p.last().skipErr = initprog.FlagIgnore, 1 // the chdir says what is wrong
-			p.feed(fd, p.call(cwd[:i], unix.SYS_MKDIRAT, 0, p.str(name), 0o755), 0)
-			p.last().flags = initprog.FlagIgnore
-		}
-	}
-}
-
-// openInside opens a directory as the container would see it: no link and no
-// ".." leads out of the root, and no magic link is followed. The working
-// directory must be the root.
-func (p *plan) openInside(dir string) int {
-	how := p.words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
-	return p.call(dir, unix.SYS_OPENAT2, atFDCWD, p.str(dir), how, 24)
-}
-
 func (p *plan) leaveOldRoot() {
 	p.stage = StageRootfs
 	p.call("old root", unix.SYS_FCHDIR, fdEmpty+1)
@@ -221,7 +197,25 @@ func (p *plan) leaveOldRoot() {
 		p.call("start", unix.SYS_DUP3, p.pass(p.l.LateFD), fdLate, unix.O_CLOEXEC)
 		keep = fdLate + 1
 	}
-	p.call("descriptors", unix.SYS_CLOSE_RANGE, keep, 0xffffffff, 0)
+	p.closeRest(keep)
+}
+
+// closeRest closes the descriptors from keep on, but for those to preserve:
+// they wait above all numbers that they will get, and above those that the
+// parent passed.
+func (p *plan) closeRest(keep uint64) {
+	n := uint64(len(p.l.Preserve))
+	if n == 0 {
+		p.call("descriptors", unix.SYS_CLOSE_RANGE, keep, 0xffffffff, 0)
+		return
+	}
+	p.keepAt = fdFirst + uint64(len(p.extra)) + 2*n
+	from := p.keepAt
+	for i, fd := range p.l.Preserve {
+		p.call("descriptors", unix.SYS_DUP3, p.pass(fd), from+uint64(i), unix.O_CLOEXEC)
+	}
+	p.call("descriptors", unix.SYS_CLOSE_RANGE, keep, from-1, 0)
+	p.call("descriptors", unix.SYS_CLOSE_RANGE, from+n, 0xffffffff, 0)
 }
 
 // waitStart blocks the process, which is complete but for its execve, until
@@ -241,12 +235,20 @@ func (p *plan) waitStart(files []string) {
 
 // setAttr changes the attributes and the propagation of the mount at target.
 func (p *plan) setAttr(target string, set, clr, propagation uint64, recursive bool) {
+	p.mountSetAttr(atFDCWD, target, target, set, clr, propagation, recursive)
+}
+
+// mountSetAttr is setAttr for a path below a descriptor; "" is the mount that the descriptor is.
+func (p *plan) mountSetAttr(fd uint64, target, what string, set, clr, propagation uint64, recursive bool) {
 	attr := p.words(set, clr, propagation, 0)
 	flags := uint64(0)
-	if recursive {
-		flags = unix.AT_RECURSIVE
+	if target == "" {
+		flags = unix.AT_EMPTY_PATH
 	}
-	p.call(target, unix.SYS_MOUNT_SETATTR, atFDCWD, p.str(target), flags, attr, 32)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	p.call(what, unix.SYS_MOUNT_SETATTR, fd, p.str(target), flags, attr, 32)
 }
 
 func (p *plan) names() {
@@ -345,7 +347,7 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	// All capabilities are still there, and /proc may show processes of the
 	// host: a plain chdir could be led out by /proc/1/root.
 	p.call("/", unix.SYS_CHDIR, p.str("/"))
-	fd := p.openInside(cwd)
+	fd := walk{p}.openDir(cwd)
 	p.feed(fd, p.call(cwd, unix.SYS_FCHDIR, 0), 0)
 	// Before the filter, which may not know this call. What is opened from here on closes itself.
 	p.call("descriptors", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
@@ -379,6 +381,9 @@ func (p *plan) process(pr *specs.Process, host *Host) error {
 	p.stage = StageExec
 	if p.l.Join < 0 && p.l.StartFD >= 0 {
 		p.waitStart(Candidates(pr))
+	}
+	for i := range p.l.Preserve {
+		p.call("descriptors", unix.SYS_DUP3, p.keepAt+uint64(i), 3+uint64(i), 0)
 	}
 	argv, envp := p.strv(pr.Args), p.strv(pr.Env)
 	list := Candidates(pr)

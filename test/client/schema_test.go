@@ -39,13 +39,13 @@ type schema struct {
 
 func loadSchemas(t *testing.T, version int) *schemas {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
+	dir, err := apiDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(strings.TrimSpace(string(out)), "docs", fmt.Sprintf("v1.%d.yaml", version))
+	file := filepath.Join(dir, "docs", fmt.Sprintf("v1.%d.yaml", version))
 	if _, err := os.Stat(file); err != nil {
-		file = filepath.Join(strings.TrimSpace(string(out)), "swagger.yaml")
+		file = filepath.Join(dir, "swagger.yaml")
 	}
 	raw, err := os.ReadFile(file)
 	if err != nil {
@@ -59,6 +59,16 @@ func loadSchemas(t *testing.T, version int) *schemas {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// apiDir is where the descriptions are: with the module, or beside the programs on
+// a machine without Go.
+func apiDir() (string, error) {
+	if dir := os.Getenv("BERTH_API"); dir != "" {
+		return dir, nil
+	}
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
+	return strings.TrimSpace(string(out)), err
 }
 
 // answer is the schema of a path's answer.
