@@ -258,6 +258,10 @@ func (p *program) cmdRun(args []string) (int, error) {
 		return 0, errors.New(`"run" requires exactly 1 argument`)
 	}
 	o.local = !detach && o.console == ""
+	var signals caught
+	if !detach {
+		signals = catchSignals() // before anybody can see that the container runs
+	}
 	c, err := p.create(rest[0], o)
 	if err != nil {
 		return 0, err
@@ -270,6 +274,7 @@ func (p *program) cmdRun(args []string) (int, error) {
 		}
 		return 0, err
 	}
+	signals.passTo(c.Pid)
 	code, err := foreground(c.Pid, c.master)
 	if err == nil && !keep {
 		err = p.delete(c.record, true)

@@ -169,6 +169,10 @@ func (p *program) exec(r *record, o *execOptions) (int, error) {
 	} else {
 		giveStdio(user)
 	}
+	var signals caught
+	if !o.detach {
+		signals = catchSignals() // before there is a process that others can see
+	}
 	proc, err := rt.Exec(l)
 	if err != nil {
 		return 0, fmt.Errorf("exec failed: %w", startError(err))
@@ -190,29 +194,51 @@ func (p *program) exec(r *record, o *execOptions) (int, error) {
 	if o.detach {
 		return 0, nil
 	}
+	signals.passTo(proc.Pid)
 	return foreground(proc.Pid, master)
 }
 
-// foreground waits for a child, relays its terminal and passes on signals.
-func foreground(pid, master int) (int, error) {
-	finish := func() {}
-	if master >= 0 {
-		finish = relay(master)
-	}
+// caught are the signals for this process, which go to a container's process.
+type caught struct{ to chan int }
+
+// catchSignals takes signals from now on. Those that come before passTo wait for it.
+func catchSignals() caught {
+	c := caught{to: make(chan int, 1)}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	defer signal.Stop(signals)
 	go func() {
-		for s := range signals {
-			switch s {
-			case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGWINCH:
-			default:
-				if n, ok := s.(unix.Signal); ok {
+		pid := 0
+		var early []unix.Signal
+		for {
+			select {
+			case pid = <-c.to:
+				for _, n := range early {
+					_ = unix.Kill(pid, n)
+				}
+			case s := <-signals:
+				n, ok := s.(unix.Signal)
+				switch {
+				case !ok || n == unix.SIGCHLD || n == unix.SIGURG || n == unix.SIGPIPE || n == unix.SIGWINCH:
+				case pid == 0:
+					early = append(early, n)
+				default:
 					_ = unix.Kill(pid, n)
 				}
 			}
 		}
 	}()
+	return c
+}
+
+// passTo gives the signals to a process.
+func (c caught) passTo(pid int) { c.to <- pid }
+
+// foreground waits for a child and relays its terminal.
+func foreground(pid, master int) (int, error) {
+	finish := func() {}
+	if master >= 0 {
+		finish = relay(master)
+	}
 	var ws unix.WaitStatus
 	for {
 		_, err := unix.Wait4(pid, &ws, 0, nil)

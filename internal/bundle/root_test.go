@@ -68,7 +68,9 @@ func (h *host) command(args ...string) *exec.Cmd {
 	h.t.Helper()
 	raw, err := json.Marshal(h.spec)
 	h.must(err)
-	h.must(os.WriteFile(h.dir+"/bundle/config.json", raw, 0o600))
+	// In one step: a runtime that runs already may be reading it.
+	h.must(os.WriteFile(h.dir+"/bundle/config.new", raw, 0o600))
+	h.must(os.Rename(h.dir+"/bundle/config.new", h.dir+"/bundle/config.json"))
 	cmd := exec.Command("/proc/self/exe", append([]string{"--root", h.dir + "/state"}, args...)...)
 	cmd.Dir, cmd.Env = h.dir+"/bundle", append(os.Environ(), "BERTH_RUNTIME_TEST=1")
 	return cmd
@@ -327,8 +329,9 @@ func TestHookOrder(t *testing.T) {
 	inside := hook("createContainer") // in the container's namespaces, with the host's files
 	inside[0].Args[2] += fmt.Sprintf("; [ $(readlink /proc/self/ns/mnt) != '%s' ] && mkdir %[2]s/hooked && mount -t tmpfs hooked %[2]s/hooked && echo mounted > %[2]s/hooked/by", own, h.dir+"/bundle/rootfs")
 	started := []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat /hooked/by > /started; hostname >> /started"}, Env: []string{"PATH=/bin"}}} // in the container, with its files
-	h.spec.Hooks = &specs.Hooks{                                                                                                                          //nolint:staticcheck // deprecated, and still asked for
-		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: inside, StartContainer: started, Poststart: hook("poststart"), Poststop: hook("poststop"),
+	h.spec.Hooks = &specs.Hooks{
+		Prestart:      hook("prestart"), //nolint:staticcheck // deprecated, and still asked for
+		CreateRuntime: hook("createRuntime"), CreateContainer: inside, StartContainer: started, Poststart: hook("poststart"), Poststop: hook("poststop"),
 	}
 	h.spec.Hostname, h.spec.Root.Readonly = "hooked-box", false
 	h.spec.Process.Args = []string{"sleep", "60"}

@@ -40,7 +40,7 @@ func TestCopyPlace(t *testing.T) {
 		{target{"/d/new/", false, false}, false, "", "", "no such directory"},
 		{target{"/d/new/", false, false}, true, "/d", "new", ""},
 	} {
-		dir, rename, err := c.t.place("x", c.srcDir)
+		dir, rename, err := c.t.place(c.srcDir)
 		msg := ""
 		if err != nil {
 			msg = err.Error()

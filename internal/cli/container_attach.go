@@ -115,7 +115,7 @@ func startCmd(cli *CLI, c *cobra.Command) {
 		}
 		failed := []string{}
 		for _, ref := range args {
-			if err := checkRef("container", ref); err == nil {
+			if err := checkRef(ref); err == nil {
 				err = cl.Call(c.Context(), http.MethodPost, containerPath(ref, "/start"), q)
 				if err != nil {
 					fmt.Fprintln(cli.Err, err)

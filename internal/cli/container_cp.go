@@ -134,9 +134,9 @@ type target struct {
 	exists, isDir bool
 }
 
-// place decides where a source called name goes: the directory to extract in,
-// and the new name of the source's root ("" keeps it).
-func (t target) place(name string, srcIsDir bool) (dir, rename string, err error) {
+// place decides where a source goes: the directory to extract in, and the new
+// name of the source's root ("" keeps it).
+func (t target) place(srcIsDir bool) (dir, rename string, err error) {
 	clean := path.Clean(filepath.ToSlash(t.path))
 	switch {
 	case t.exists && t.isDir:
@@ -195,7 +195,7 @@ func (cp *copier) fromContainer(ctx context.Context, ctr, src, dst string) error
 	if fi, err := os.Stat(dst); err == nil {
 		t.exists, t.isDir = true, fi.IsDir()
 	}
-	dir, rename, err := t.place(path.Base(src), st.Mode.IsDir())
+	dir, rename, err := t.place(st.Mode.IsDir())
 	if err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func (cp *copier) toContainer(ctx context.Context, ctr, src, dst string) error {
 			return fmt.Errorf("stat %s: not a directory", src)
 		}
 		var rename string
-		if dir, rename, err = t.place(filepath.Base(src), fi.IsDir()); err != nil {
+		if dir, rename, err = t.place(fi.IsDir()); err != nil {
 			return err
 		}
 		name := filepath.Base(filepath.Clean(src))

@@ -44,7 +44,7 @@ func execCmd(cli *CLI, c *cobra.Command) {
 		if req.DetachKeys, err = cli.detachKeys(keys); err != nil {
 			return err
 		}
-		if err := checkRef("container", args[0]); err != nil {
+		if err := checkRef(args[0]); err != nil {
 			return err
 		}
 		if !detach {

@@ -42,7 +42,7 @@ func logsCmd(cli *CLI, c *cobra.Command) {
 				q.Set(k, t)
 			}
 		}
-		if err := checkRef("container", args[0]); err != nil {
+		if err := checkRef(args[0]); err != nil {
 			return err
 		}
 		info, err := inspectContainer(c.Context(), cl, args[0])

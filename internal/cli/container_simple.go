@@ -25,9 +25,9 @@ import (
 func containerPath(ref, rest string) string { return "/containers/" + ref + rest }
 
 // checkRef refuses a name that would change the path of the request.
-func checkRef(kind, ref string) error {
+func checkRef(ref string) error {
 	if strings.TrimSpace(ref) == "" {
-		return fmt.Errorf("invalid %s name or ID: value is empty", kind)
+		return errors.New("invalid container name or ID: value is empty")
 	}
 	return nil
 }
@@ -44,7 +44,7 @@ func eachContainer(cli *CLI, c *cobra.Command, verb string, query func() url.Val
 			q = query()
 		}
 		return cli.forEach(args, func(ref string) error {
-			if err := checkRef("container", ref); err != nil {
+			if err := checkRef(ref); err != nil {
 				return err
 			}
 			return cl.Call(c.Context(), http.MethodPost, containerPath(ref, verb), q)
@@ -205,7 +205,7 @@ func topCmd(cli *CLI, c *cobra.Command) {
 
 // inspectContainer fetches what the engine knows about one container.
 func inspectContainer(ctx context.Context, cl *client.Client, ref string) (container.InspectResponse, error) {
-	if err := checkRef("container", ref); err != nil {
+	if err := checkRef(ref); err != nil {
 		return container.InspectResponse{}, err
 	}
 	return client.Get[container.InspectResponse](ctx, cl, containerPath(ref, "/json"), nil)

@@ -25,7 +25,6 @@ type listValue struct {
 	values []string
 	check  func(string) (string, error)
 	kind   string
-	unique bool
 }
 
 func list(check func(string) (string, error)) *listValue {

@@ -33,9 +33,9 @@ type diskUsage struct {
 // dfRow is one line of system df.
 type dfRow struct {
 	row
-	kind                      string
-	total, active             int
-	size, reclaimable, hidden int64
+	kind              string
+	total, active     int
+	size, reclaimable int64
 }
 
 func (r dfRow) Type() string       { return r.kind }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -121,13 +122,13 @@ func argsRule(lo, hi int) cobra.PositionalArgs {
 			}
 			what = "accepts no arguments"
 		case lo == hi:
-			what = fmt.Sprintf("requires %d %s", lo, plural("argument", lo))
+			what = "requires " + arguments(lo)
 		case hi < 0:
-			what, see = fmt.Sprintf("requires at least %d %s", lo, plural("argument", lo)), "See"
+			what, see = "requires at least "+arguments(lo), "See"
 		case lo == 0:
-			what = fmt.Sprintf("requires at most %d %s", hi, plural("argument", hi))
+			what = "requires at most " + arguments(hi)
 		default:
-			what = fmt.Sprintf("requires at least %d and at most %d %s", lo, hi, plural("argument", hi))
+			what = fmt.Sprintf("requires at least %d and at most %s", lo, arguments(hi))
 		}
 		return fmt.Errorf("%s: '%s' %s\n\nUsage:  %s\n\n%s '%s --help' for more information",
 			program, c.CommandPath(), what, c.UseLine(), see, c.CommandPath())
@@ -142,9 +143,9 @@ func unknownCommand(c *cobra.Command, name string) error {
 	return fmt.Errorf("%s: unknown command: %s %s%s\n\nRun '%s --help' for more information", program, c.CommandPath(), name, usage, c.CommandPath())
 }
 
-func plural(word string, n int) string {
+func arguments(n int) string {
 	if n == 1 {
-		return word
+		return "1 argument"
 	}
-	return word + "s"
+	return strconv.Itoa(n) + " arguments"
 }

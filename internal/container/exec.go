@@ -34,10 +34,12 @@ type Exec struct {
 	done    chan struct{}
 }
 
-// ExecStartOptions say how an exec is started.
+// ExecStartOptions say how an exec is started. Tty is about the stream only: whether
+// the output comes as it is, or framed. Whether the process has a terminal was said
+// when the exec was created, and clients may say different things.
 type ExecStartOptions struct {
 	Detach, Tty bool
-	ConsoleSize *[2]uint // height, width
+	ConsoleSize *[2]uint // height, width; without Tty it is not looked at
 }
 
 func utoa(n uint) string { return strconv.FormatUint(uint64(n), 10) }
@@ -125,19 +127,19 @@ func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hij
 		if o.Detach {
 			return err
 		}
-		conn, herr := hijack(ex.req.Tty)
+		conn, herr := hijack(o.Tty)
 		if herr != nil {
 			return herr
 		}
 		defer conn.Close()
-		ex.tell(conn, err)
+		tell(conn, o.Tty, err)
 		return nil
 	}
 	s.event(c, execAction(events.ActionExecStart, ex.req.Cmd), "execID", ex.id)
 	if o.Detach {
 		return s.launchExec(ctx, ex, req, nil)
 	}
-	conn, err := hijack(ex.req.Tty)
+	conn, err := hijack(o.Tty)
 	if err != nil {
 		ex.failed(126)
 		return err
@@ -149,11 +151,11 @@ func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hij
 		return err
 	}
 	defer local.Close()
-	req.Attach = []keeper.AttachSpec{{Stdin: ex.req.AttachStdin, Stdout: ex.req.AttachStdout, Stderr: ex.req.AttachStderr, Mux: !ex.req.Tty}}
+	req.Attach = []keeper.AttachSpec{{Stdin: ex.req.AttachStdin, Stdout: ex.req.AttachStdout, Stderr: ex.req.AttachStderr, Mux: !o.Tty}}
 	err = s.launchExec(ctx, ex, req, []int{remote})
 	_ = unix.Close(remote)
 	if err != nil {
-		ex.tell(conn, err)
+		tell(conn, o.Tty, err)
 		return nil
 	}
 	keys, _ := detachKeys(ex.req.DetachKeys)
@@ -169,9 +171,9 @@ func (s Execs) ExecStart(ctx context.Context, id string, o ExecStartOptions, hij
 }
 
 // tell writes why there is no process to the client's stream, which has begun.
-func (e *Exec) tell(conn Conn, err error) {
+func tell(conn Conn, raw bool, err error) {
 	text := []byte(err.Error() + "\r\n")
-	if !e.req.Tty {
+	if !raw {
 		text = append(stdmux.AppendHeader(nil, 1, len(text)), text...)
 	}
 	_, _ = conn.Write(text)
@@ -223,7 +225,7 @@ func (s Execs) execRequest(ex *Exec, o ExecStartOptions) (*keeper.ExecRequest, e
 		cfg.WorkingDir = ex.req.WorkingDir
 	}
 	hc.ConsoleSize = [2]uint{}
-	if o.ConsoleSize != nil {
+	if o.ConsoleSize != nil && o.Tty {
 		hc.ConsoleSize = *o.ConsoleSize
 	} else if ex.req.ConsoleSize != nil {
 		hc.ConsoleSize = *ex.req.ConsoleSize
@@ -369,6 +371,9 @@ func (s Execs) ExecResize(ctx context.Context, id string, height, width uint) er
 	ex, err := s.exec(id)
 	if err != nil {
 		return err
+	}
+	if p := ex.c.Status().Phase; p != Running && p != Paused {
+		return errNotRunning(ex.c)
 	}
 	ex.mu.Lock()
 	running := ex.running && ex.pid != 0

@@ -2,7 +2,7 @@ package container
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 	"os"
 	"path"
@@ -28,7 +28,7 @@ import (
 // all it has mounted, else its snapshot. The caller closes the descriptor.
 func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, running bool, err error) {
 	if st := c.Status(); st.Phase.Running() {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/root", st.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := openProcess(st, "root", unix.O_PATH|unix.O_DIRECTORY)
 		if err == nil {
 			return fd, true, nil
 		}
@@ -36,7 +36,7 @@ func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, r
 	if !readonly {
 		c.dropWarm() // one upper directory serves one mount
 	}
-	fd, err = roots{s.Service}.attach(ctx, c.Record(), readonly)
+	fd, err = roots(s).attach(ctx, c.Record(), readonly)
 	return fd, false, err
 }
 
@@ -64,7 +64,11 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 	return fd, p, s.userns.shifts(c.Record()), nil
 }
 
-func noSuchFile(ref, p string) error {
+// notFound is the error for a path of a container that cannot be opened.
+func notFound(err error, ref, p string) error {
+	if errors.Is(err, unix.ENOTDIR) && strings.HasSuffix(p, "/") {
+		return errs.New(errs.Invalid, "lstat %s: not a directory", p)
+	}
 	return errs.New(errs.NotFound, "Could not find the file %s in container %s", p, ref)
 }
 
@@ -90,7 +94,7 @@ func statIn(ref string, root int, p, rel string) (container.PathStat, error) {
 	}
 	fd, err := linux.OpenInRoot(root, rel, flags)
 	if err != nil {
-		return container.PathStat{}, noSuchFile(ref, p)
+		return container.PathStat{}, notFound(err, ref, p)
 	}
 	f := os.NewFile(uintptr(fd), path.Base(path.Clean("/"+p)))
 	defer f.Close()
@@ -177,7 +181,7 @@ func (s Files) ArchivePut(ctx context.Context, ref, p string, r io.Reader, o Arc
 	defer unix.Close(fd)
 	at, err := linux.OpenInRoot(fd, rel, unix.O_PATH)
 	if err != nil {
-		return noSuchFile(ref, p)
+		return notFound(err, ref, p)
 	}
 	defer unix.Close(at)
 	var st unix.Stat_t
@@ -272,7 +276,7 @@ func isParentOnly(dir string, list, shown []archive.Change, hidden map[string]bo
 }
 
 func (s Files) changes(ctx context.Context, c *Container) ([]archive.Change, error) {
-	m, err := roots{s.Service}.mount(ctx, c.Record(), false)
+	m, err := roots(s).mount(ctx, c.Record(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -331,7 +335,7 @@ func (s Files) Export(ctx context.Context, ref string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fd, err := roots{s.Service}.attach(ctx, c.Record(), true)
+	fd, err := roots(s).attach(ctx, c.Record(), true)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (s launcher) joinPIDAndIPC(r *Record, give func(specs.LinuxNamespaceType, i
 }
 
 func openNS(c *Container, file string) (int, error) {
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", c.Status().Pid, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := openProcess(c.Status(), "ns/"+file, unix.O_RDONLY)
 	if err != nil {
 		return -1, errs.New(errs.Conflict, "cannot join the %s namespace of container %s: %v", file, c.Record().ID, err)
 	}

@@ -197,8 +197,10 @@ func resources(r *container.Resources, out *specs.LinuxResources) error {
 		from []*blkiodev.ThrottleDevice
 		to   *[]specs.LinuxThrottleDevice
 	}{
-		{r.BlkioDeviceReadBps, &io.ThrottleReadBpsDevice}, {r.BlkioDeviceWriteBps, &io.ThrottleWriteBpsDevice},
-		{r.BlkioDeviceReadIOps, &io.ThrottleReadIOPSDevice}, {r.BlkioDeviceWriteIOps, &io.ThrottleWriteIOPSDevice},
+		{r.BlkioDeviceReadBps, &io.ThrottleReadBpsDevice},
+		{r.BlkioDeviceWriteBps, &io.ThrottleWriteBpsDevice},
+		{r.BlkioDeviceReadIOps, &io.ThrottleReadIOPSDevice},
+		{r.BlkioDeviceWriteIOps, &io.ThrottleWriteIOPSDevice},
 	} {
 		for _, d := range t.from {
 			major, minor, err := deviceNumber(d.Path)

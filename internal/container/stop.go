@@ -83,7 +83,26 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	if sig == unix.SIGKILL || sig == stopSignal(c.Record().Config) {
 		s.markStopped(c)
 	}
-	return s.signal(ctx, c, sig)
+	ended := c.exitChan()
+	if err := s.signal(ctx, c, sig); err != nil || sig != unix.SIGKILL || ended == nil {
+		return err
+	}
+	// Nothing outlives SIGKILL, and what comes next counts on that: rm, rename, start.
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(killPatience):
+		return failed(errNoExit(c))
+	}
+}
+
+// killPatience is how long a process may take to be gone after SIGKILL.
+const killPatience = 10 * time.Second
+
+func errNoExit(c *Container) error {
+	return errs.New(errs.Internal, "cannot stop container: %s: tried to kill container, but did not receive an exit event", c.Record().ID)
 }
 
 // markStopped notes that a user ended the container: its restart policy does
@@ -188,8 +207,8 @@ func (s *Service) stop(ctx context.Context, c *Container, o StopOptions) error {
 	select {
 	case <-ended:
 		return nil
-	case <-time.After(10 * time.Second):
-		return errs.New(errs.Internal, "cannot stop container: %s: tried to kill container, but did not receive an exit event", c.Record().ID)
+	case <-time.After(killPatience):
+		return errNoExit(c)
 	}
 }
 

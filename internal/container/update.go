@@ -121,8 +121,10 @@ func mergeLimits(to, u *container.Resources) error {
 		to.BlkioWeightDevice = u.BlkioWeightDevice
 	}
 	for _, x := range []struct{ to, u *[]*blkiodev.ThrottleDevice }{
-		{&to.BlkioDeviceReadBps, &u.BlkioDeviceReadBps}, {&to.BlkioDeviceWriteBps, &u.BlkioDeviceWriteBps},
-		{&to.BlkioDeviceReadIOps, &u.BlkioDeviceReadIOps}, {&to.BlkioDeviceWriteIOps, &u.BlkioDeviceWriteIOps},
+		{&to.BlkioDeviceReadBps, &u.BlkioDeviceReadBps},
+		{&to.BlkioDeviceWriteBps, &u.BlkioDeviceWriteBps},
+		{&to.BlkioDeviceReadIOps, &u.BlkioDeviceReadIOps},
+		{&to.BlkioDeviceWriteIOps, &u.BlkioDeviceWriteIOps},
 	} {
 		if len(*x.u) > 0 {
 			*x.to = *x.u

@@ -59,6 +59,10 @@ func Run(ctx context.Context, c *Config, ready func()) (err error) {
 	defer cancel()
 	srv := httpapi.HTTPServer(httpapi.New(svc.Backends, svc.API), base)
 	failed := make(chan error, len(sockets))
+	sigs := make(chan os.Signal, 8)
+	// Before anybody can know that the engine runs: who knows may send a SIGHUP.
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
+	signal.Ignore(unix.SIGPIPE)
 	var serving sync.WaitGroup
 	for _, e := range sockets {
 		slog.Info("API listen on " + e.addr)
@@ -74,7 +78,7 @@ func Run(ctx context.Context, c *Config, ready func()) (err error) {
 	}
 	slog.Info("Daemon has completed initialization")
 
-	err = wait(ctx, c, level, svc, failed)
+	err = wait(ctx, c, level, svc, sigs, failed)
 
 	notify(base, "STOPPING=1")
 	end(srv, cancel, c.ShutdownGrace())
@@ -106,10 +110,7 @@ func end(srv *http.Server, cancel func(), grace time.Duration) {
 const forceAfter = 3
 
 // wait handles signals until one asks for the end, ctx ends, or serving fails.
-func wait(ctx context.Context, c *Config, level interface{ Set(slog.Level) }, svc *Services, failed <-chan error) error {
-	sigs := make(chan os.Signal, 8)
-	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
-	signal.Ignore(unix.SIGPIPE)
+func wait(ctx context.Context, c *Config, level interface{ Set(slog.Level) }, svc *Services, sigs chan os.Signal, failed <-chan error) error {
 	for {
 		select {
 		case <-ctx.Done():

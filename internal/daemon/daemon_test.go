@@ -83,6 +83,28 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Which directories hold descriptions of devices: the two usual ones unless told.
+func TestParseCDI(t *testing.T) {
+	for _, tc := range []struct{ config, flag, want string }{
+		{`{}`, "none", "/etc/cdi /var/run/cdi"},
+		{`{"features":{"cdi":true}}`, "none", "/etc/cdi /var/run/cdi"},
+		{`{"features":{"cdi":false}}`, "/a", ""},
+		{`{"cdi-spec-dirs":[]}`, "none", ""},
+		{`{"cdi-spec-dirs":["/b"]}`, "none", "/b"},
+		{`{}`, "/a", "/a"},
+		{`{}`, "", ""},
+	} {
+		var args []string
+		if tc.flag != "none" {
+			args = append(args, "--cdi-spec-dir="+tc.flag)
+		}
+		c, err := parse(t, tc.config, args...)
+		if err != nil || c.CDISpecDirs == nil || strings.Join(c.CDISpecDirs, " ") != tc.want {
+			t.Errorf("%s %s: %q %v", tc.config, tc.flag, c.CDISpecDirs, err)
+		}
+	}
+}
+
 func TestHelpAndVersion(t *testing.T) {
 	var out bytes.Buffer
 	if _, err := Parse("berthd", []string{"--help"}, &out); !errors.Is(err, ErrHelp) || !strings.Contains(out.String(), "--default-shm-size bytes") || strings.Contains(out.String(), "cri-containerd") {

@@ -35,7 +35,6 @@ func defaults(program string) *Config {
 		},
 		Image:           ImageConfig{MaxConcurrentDownloads: 3, MaxConcurrentUploads: 5, MaxDownloadAttempts: 5},
 		ShutdownTimeout: 15 * time.Second,
-		CDISpecDirs:     []string{},
 	}
 	if dockerish {
 		c.ConfigFile = DockerConfigFile

@@ -187,7 +187,7 @@ func (c *Config) finish() error {
 	switch on, set := c.Features["cdi"]; {
 	case set && !on, len(c.CDISpecDirs) == 1 && c.CDISpecDirs[0] == "":
 		c.CDISpecDirs = []string{}
-	case len(c.CDISpecDirs) == 0:
+	case c.CDISpecDirs == nil:
 		c.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
 	for _, o := range c.Runtime.ExecOptions {

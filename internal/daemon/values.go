@@ -125,6 +125,9 @@ func (v *list) SetJSON(raw json.RawMessage) error {
 	if err := json.Unmarshal(raw, &l); err != nil {
 		return err
 	}
+	if len(l) == 0 && *v.p == nil {
+		*v.p = []string{} // said to be empty, which is more than not said
+	}
 	for _, s := range l {
 		if err := v.Set(s); err != nil {
 			return err

@@ -10,7 +10,7 @@ type commitAPI struct{ backend Committer }
 
 func (a commitAPI) commit(r *request) (response, error) {
 	var cfg *container.Config
-	if err := r.decodeAny(&cfg); err != nil {
+	if err := r.decode(&cfg); err != nil {
 		return done(err)
 	}
 	ref := r.get("container")

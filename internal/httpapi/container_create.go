@@ -3,7 +3,10 @@ package httpapi
 import (
 	"errors"
 	"io"
+	"maps"
 	"net"
+	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -53,6 +56,10 @@ func (a lifecycleAPI) create(r *request) (response, error) {
 	}
 	a.defaultNetwork(&req)
 	a.oldClient(r.version, &req)
+	if eps := req.NetworkingConfig.EndpointsConfig; r.version < 44 && len(eps) > 1 {
+		names := slices.Sorted(maps.Keys(eps))
+		return done(errs.New(errs.Invalid, "Container cannot be created with multiple network endpoints: %s", strings.Join(names, ", ")))
+	}
 	warnings, err := macAddress(r.version, body.MacAddress, &req)
 	if err != nil {
 		return done(err)

@@ -1,7 +1,9 @@
 package httpapi
 
 import (
+	"errors"
 	"strconv"
+	"strings"
 
 	"berth.dev/berth/internal/errs"
 )
@@ -19,13 +21,27 @@ func (a controlAPI) resize(r *request) (response, error) {
 
 // terminalSize reads the size that the resize calls share.
 func terminalSize(r *request) (height, width uint, err error) {
-	h, err := strconv.ParseUint(r.get("h"), 10, 32)
+	h, err := parseUint32(r.get("h"))
 	if err != nil {
 		return 0, 0, errs.New(errs.Invalid, "invalid resize height %q: %v", r.get("h"), err)
 	}
-	w, err := strconv.ParseUint(r.get("w"), 10, 32)
+	w, err := parseUint32(r.get("w"))
 	if err != nil {
 		return 0, 0, errs.New(errs.Invalid, "invalid resize width %q: %v", r.get("w"), err)
 	}
 	return uint(h), uint(w), nil
+}
+
+// parseUint32 reads a number. Its errors are strconv's bare ones; a negative
+// number is out of range.
+func parseUint32(s string) (uint64, error) {
+	digits, negative := strings.CutPrefix(s, "-")
+	n, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil {
+		return 0, errors.Unwrap(err)
+	}
+	if negative {
+		return 0, strconv.ErrRange
+	}
+	return n, nil
 }

@@ -335,7 +335,9 @@ func (fakeNetworks) Prune(context.Context, filter.Args) (network.PruneReport, er
 	return network.PruneReport{}, nil
 }
 
-func (fakeVolumes) Inspect(context.Context, string) (volume.Volume, error) { return volume.Volume{}, nil }
+func (fakeVolumes) Inspect(context.Context, string) (volume.Volume, error) {
+	return volume.Volume{}, nil
+}
 
 func (fakeVolumes) Remove(context.Context, string, bool) error { return nil }
 

@@ -73,9 +73,19 @@ func (a transferAPI) create(r *request) (response, error) {
 	if message == "" {
 		message = "Imported from " + r.get("fromSrc")
 	}
+	send := p.send
+	if r.get("fromSrc") == "-" {
+		// A client that sends the archive itself knows how far it is, and takes
+		// the first message that comes for the image's id.
+		send = func(m jsonstream.Message) {
+			if m.Progress == nil {
+				p.send(m)
+			}
+		}
+	}
 	_, err = a.backend.Import(r.Context(), body, ImageImportOptions{
 		Repo: r.get("repo"), Tag: r.get("tag"), Message: message, Changes: r.values()["changes"], Platform: platform,
-	}, p.send)
+	}, send)
 	return p.finish(err) // the image's id was the last message
 }
 

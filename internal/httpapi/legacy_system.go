@@ -24,8 +24,8 @@ type legacyInfo struct {
 	InitCommit       legacyCommit
 	RegistryConfig   *legacyRegistry
 
-	CDISpecDirs     []string `json:",omitempty"` // since 1.44
-	ExecutionDriver string   `json:",omitempty"` // until 1.24
+	CDISpecDirs     *[]string `json:",omitempty"` // since 1.44
+	ExecutionDriver string    `json:",omitempty"` // until 1.24
 }
 
 type legacyCommit struct {
@@ -73,7 +73,7 @@ func infoFor(v Version, i *system.Info) any {
 		i.Containerd = nil
 	}
 	if v >= 44 {
-		old.CDISpecDirs = i.CDISpecDirs
+		old.CDISpecDirs = &i.CDISpecDirs
 	}
 	if v < 25 {
 		old.ExecutionDriver = "<not supported>"

@@ -116,17 +116,6 @@ func (r *request) checkJSON() error {
 	return nil
 }
 
-// decodeAny is decode where Docker does not look at the content type.
-func (r *request) decodeAny(v any) error {
-	if r.Body == nil || r.ContentLength == 0 {
-		return nil
-	}
-	if err := r.decodeBody(v); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	return nil
-}
-
 // decode reads the JSON body into v. An empty body leaves v as it is.
 func (r *request) decode(v any) error {
 	if err := r.checkJSON(); err != nil {

@@ -115,6 +115,7 @@ func routes(b Backends, o Options) []route {
 	if b.Volumes != nil {
 		add(true, route{method: "POST", pattern: "/volumes/prune", min: 25, access: Write, handle: prune(b.Volumes.Prune)})
 	}
+	add(true, route{method: "GET", pattern: "/plugins", min: 25, access: Read, handle: pluginList})
 	if b.BuildCache != nil {
 		add(true, route{method: "POST", pattern: "/build/prune", min: 31, access: Write, handle: prune(b.BuildCache.Prune)})
 	}

@@ -96,9 +96,10 @@ func (k *Keeper) lost(t *task) {
 	k.loop.mu.Lock()
 	t.io.abandon()
 	k.loop.mu.Unlock()
+	forget := foreign{k}.leave(t)
 	k.journal.write(entry{Op: opExit, ID: t.id, Exit: e})
 	k.broadcast("exit", e)
-	k.later(func() { k.removeCgroup(t.cgroup) })
+	k.later(forget)
 }
 
 // reopen gets the stdio of an adopted task back: the terminal from the engine,

@@ -66,6 +66,9 @@ func Connect(cfg ClientConfig) (*Client, *Hello, error) {
 		}
 	}()
 	h, err := c.connect()
+	for end := time.Now().Add(dyingTime); errors.Is(err, ErrLost) && time.Now().Before(end); h, err = c.connect() {
+		time.Sleep(time.Millisecond)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -260,12 +263,16 @@ func (c *Client) disconnected(cn *conn) {
 		case !again: // from here on a loss is seen by the reader of the new connection
 			c.cfg.OnBack(h)
 			return
-		case err != nil:
+		case err != nil && !(errors.Is(err, ErrLost) && wait < dyingTime):
 			c.cfg.Log.Error("the keeper is gone and cannot be started again", "error", err)
 		}
 		time.Sleep(wait)
 	}
 }
+
+// dyingTime is about how long the socket of a killed keeper may still take
+// connections, which are lost at once: it closes after those that keeper had.
+const dyingTime = 100 * time.Millisecond
 
 // mendTime is how long a request waits for a lost keeper to be back.
 const mendTime = 5 * time.Second

@@ -49,6 +49,7 @@ func (k *Keeper) exited(s *source) {
 	k.mu.Lock()
 	t.exit = e
 	k.mu.Unlock()
+	forget := foreign{k}.leave(t)
 	k.journal.write(entry{Op: opExit, ID: t.id, Exit: e})
 	k.broadcast("exit", e)
 	_ = unix.Close(t.pidFD)
@@ -65,10 +66,7 @@ func (k *Keeper) exited(s *source) {
 		if ns >= 0 {
 			_ = unix.Close(ns)
 		}
-		if t.oci != nil {
-			foreign{k}.deleteOCI(t.oci, t.id)
-		}
-		k.removeCgroup(t.cgroup)
+		forget()
 	})
 }
 

@@ -41,8 +41,9 @@ type Keeper struct {
 	tasks   map[string]*task
 	filters map[string]*Filter
 	clients map[*conn]struct{}
-	orphans map[string]entry // in the journal, not adopted yet
-	holding bool             // an upgrade is under way: no request is taken
+	orphans map[string]entry         // in the journal, not adopted yet
+	leaving map[string]chan struct{} // ended tasks that another runtime has not forgotten yet; each is closed then
+	holding bool                     // an upgrade is under way: no request is taken
 
 	ttys       atomic.Int64 // names of console sockets
 	hostNS     int          // the host's mount namespace, from the first task of another runtime on; 0 before

@@ -66,6 +66,7 @@ func (k foreign) startOCI(r *StartRequest, t *task, l *runtime.Launch, host int,
 	if r.Init {
 		return &Failure{Kind: KindStart, Stage: string(runtime.StageProcess), Msg: "--init needs the engine's own runtime: another one has no init program to run"}
 	}
+	k.awaitLeft(r.ID)
 	dir := k.ociDir(r.ID)
 	_ = os.RemoveAll(dir)
 	if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o700); err != nil {
@@ -459,6 +460,40 @@ func (k foreign) deleteOCI(o *OCIRuntime, id string) {
 	}
 	_ = os.RemoveAll(filepath.Join(k.cfg.ExecRoot, "keeper", "oci-state", id))
 	_ = os.RemoveAll(dir)
+}
+
+// leave notes that a task has ended, before anybody is told. forget removes what
+// is left of it. No start takes the id of another runtime's task again until
+// that is done: the runtime would refuse it, or delete the new one.
+func (k foreign) leave(t *task) (forget func()) {
+	if t.oci == nil {
+		return func() { k.removeCgroup(t.cgroup) }
+	}
+	done := make(chan struct{})
+	k.mu.Lock()
+	if k.leaving == nil {
+		k.leaving = map[string]chan struct{}{}
+	}
+	k.leaving[t.id] = done
+	k.mu.Unlock()
+	return func() {
+		k.deleteOCI(t.oci, t.id)
+		k.removeCgroup(t.cgroup)
+		k.mu.Lock()
+		delete(k.leaving, t.id)
+		k.mu.Unlock()
+		close(done)
+	}
+}
+
+// awaitLeft waits until the runtime has forgotten a task of this id.
+func (k foreign) awaitLeft(id string) {
+	k.mu.Lock()
+	done := k.leaving[id]
+	k.mu.Unlock()
+	if done != nil {
+		<-done
+	}
 }
 
 // subreap makes the processes that a runtime leaves behind children of this

@@ -232,8 +232,14 @@ func TestResume(t *testing.T) {
 // stalls now and then, and checks that the first loses and doubles nothing.
 func TestFollow(t *testing.T) {
 	for i, o := range []Options{
-		{MaxSize: 4000, MaxFile: 50}, {MaxSize: 4000, MaxFile: 50, Compress: true}, {MaxSize: 1 << 20, MaxFile: 1}, {MaxSize: -1},
-		{MaxSize: 4000, MaxFile: 50}, {MaxSize: 4000, MaxFile: 50, Compress: true}, {MaxSize: 1 << 20, MaxFile: 1}, {MaxSize: -1},
+		{MaxSize: 4000, MaxFile: 50},
+		{MaxSize: 4000, MaxFile: 50, Compress: true},
+		{MaxSize: 1 << 20, MaxFile: 1},
+		{MaxSize: -1},
+		{MaxSize: 4000, MaxFile: 50},
+		{MaxSize: 4000, MaxFile: 50, Compress: true},
+		{MaxSize: 1 << 20, MaxFile: 1},
+		{MaxSize: -1},
 	} {
 		driver := both[i/4]
 		t.Run(fmt.Sprintf("%s %+v", driver, o), func(t *testing.T) {

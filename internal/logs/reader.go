@@ -292,10 +292,7 @@ func (r *Reader) place(files []*chainFile) (keep int, offset int64, err error) {
 		}
 	}
 	if !r.opts.Since.IsZero() {
-		k, off, err := seekSince(files[:keep], r.opts.Since)
-		if err != nil {
-			return 0, 0, err
-		}
+		k, off := seekSince(files[:keep], r.opts.Since)
 		switch {
 		case k < keep:
 			keep, offset, r.skip = k, off, 0

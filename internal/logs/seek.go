@@ -116,7 +116,7 @@ func (c *chainFile) last() time.Time {
 }
 
 // seekSince returns where entries since t begin: in files[keep-1], at offset.
-func seekSince(files []*chainFile, t time.Time) (keep int, offset int64, err error) {
+func seekSince(files []*chainFile, t time.Time) (keep int, offset int64) {
 	keep = len(files)
 	for i, c := range files {
 		if last := c.last(); !last.IsZero() && last.Before(t) {
@@ -127,7 +127,7 @@ func seekSince(files []*chainFile, t time.Time) (keep int, offset int64, err err
 	if c := files[keep-1]; !c.gz {
 		offset = c.seekTime(t)
 	}
-	return keep, offset, nil
+	return keep, offset
 }
 
 // lastTime returns the time of a file's last whole entry; zero when there is none.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -323,10 +324,29 @@ func (c *Cgroups) KillAll(g *Cgroup) {
 		if len(pids) == 0 {
 			return
 		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
+		c.killMembers(g, pids)
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// killMembers kills those of the processes that are in the cgroup. A number that was
+// read there may have been given to another process since: what a pidfd
+// stands for is killed only if its number is still in the list afterwards.
+func (c *Cgroups) killMembers(g *Cgroup, pids []int) {
+	for some := range slices.Chunk(pids, 64) {
+		fds := make(map[int]int, len(some))
+		for _, pid := range some {
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				fds[pid] = fd
+			}
+		}
+		members, _ := c.Pids(g)
+		for pid, fd := range fds {
+			if slices.Contains(members, pid) {
+				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+			_ = unix.Close(fd)
+		}
 	}
 }
 

@@ -73,9 +73,20 @@ func TestDefaultDeviceProgram(t *testing.T) {
 		major, minor int64
 		ok           bool
 	}{
-		{bpfChar, "rw", 1, 3, true}, {bpfChar, "rwm", 1, 3, true}, {bpfChar, "r", 1, 9, true}, {bpfChar, "rw", 136, 77, true}, {bpfChar, "rw", 5, 2, true},
-		{bpfChar, "rw", 10, 200, true}, {bpfChar, "m", 240, 7, true}, {bpfBlock, "m", 8, 0, true},
-		{bpfChar, "r", 1, 1, false}, {bpfChar, "rw", 1, 11, false}, {bpfBlock, "r", 8, 0, false}, {bpfBlock, "rwm", 8, 0, false}, {bpfBlock, "r", 1, 3, false}, {bpfChar, "rw", 10, 229, false},
+		{bpfChar, "rw", 1, 3, true},
+		{bpfChar, "rwm", 1, 3, true},
+		{bpfChar, "r", 1, 9, true},
+		{bpfChar, "rw", 136, 77, true},
+		{bpfChar, "rw", 5, 2, true},
+		{bpfChar, "rw", 10, 200, true},
+		{bpfChar, "m", 240, 7, true},
+		{bpfBlock, "m", 8, 0, true},
+		{bpfChar, "r", 1, 1, false},
+		{bpfChar, "rw", 1, 11, false},
+		{bpfBlock, "r", 8, 0, false},
+		{bpfBlock, "rwm", 8, 0, false},
+		{bpfBlock, "r", 1, 3, false},
+		{bpfChar, "rw", 10, 229, false},
 		{bpfChar, "rm", 240, 7, false},
 	} {
 		if got := run(t, p, c.typ, accessBits(c.access), c.major, c.minor); got != c.ok {
@@ -183,7 +194,8 @@ func TestDeviceProgramsInKernel(t *testing.T) {
 		rules []specs.LinuxDeviceCgroup
 		want  int
 	}{
-		{nil, 1}, {nil, 1},
+		{nil, 1},
+		{nil, 1},
 		{[]specs.LinuxDeviceCgroup{{Allow: true, Type: "b", Major: ptr(int64(8)), Access: "rw"}}, 1},
 		{[]specs.LinuxDeviceCgroup{{Allow: true, Type: "a"}, {Type: "b", Major: ptr(int64(8)), Access: "w"}}, 1},
 		{[]specs.LinuxDeviceCgroup{{Allow: true}}, 0},

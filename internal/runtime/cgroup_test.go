@@ -1,10 +1,13 @@
 package runtime
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -325,5 +328,31 @@ func TestMakeWithoutParent(t *testing.T) {
 		if err := os.RemoveAll(filepath.Dir(g.V1[0])); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A process that has got the number of one that was in the cgroup stays alive.
+func TestKillSparesOthers(t *testing.T) {
+	cg, g, _ := fakeCgroups(t, false)
+	cmd := exec.Command("sleep", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	pid := cmd.Process.Pid
+	cg.killMembers(g, []int{pid})
+	if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(state), ") Z ") {
+		t.Error("a process that is not in the cgroup was killed")
+	}
+	if err := os.WriteFile(g.V1[0]+"/cgroup.procs", []byte(fmt.Sprintln(pid)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cg.killMembers(g, []int{pid})
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("a member was not killed")
+		_ = cmd.Process.Kill()
 	}
 }

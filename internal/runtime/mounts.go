@@ -102,15 +102,20 @@ func parseOptions(opts []string) parsed {
 	return r
 }
 
-// mounts adds the mounts of the specification in two passes: first those in
-// the root filesystem proper, then what belongs to /proc, /sys and /dev. So a
-// symbolic link in a volume can lead a mount only to a place that the second
-// pass covers, and procfs is the engine's own when it is written to.
+// mounts adds the mounts of the specification in passes: first those in the root
+// filesystem proper, then what belongs to /proc, /sys and /dev. So a symbolic
+// link in a volume can lead a mount only to a place that the later pass covers, and
+// procfs is the engine's own when it is written to. Where others have a say below
+// /dev or /sys too, procfs waits for a third pass.
 func (p *plan) mounts(host *Host) error {
-	for _, late := range []bool{false, true} {
+	last := passKernel
+	if p.l.foreignDev() {
+		last = passProc
+	}
+	for pass := passRoot; pass <= last; pass++ {
 		for i := range p.l.Spec.Mounts {
 			m := &p.l.Spec.Mounts[i]
-			if isKernelPath(m.Destination) != late {
+			if min(mountPass(m.Destination), last) != pass {
 				continue
 			}
 			p.stage = StageMount
@@ -118,7 +123,7 @@ func (p *plan) mounts(host *Host) error {
 				return err
 			}
 		}
-		if !late {
+		if pass != last {
 			continue
 		}
 		if t := p.l.Spec.Process; t.Terminal && p.l.ConsolePath != "" && p.dev {
@@ -127,6 +132,22 @@ func (p *plan) mounts(host *Host) error {
 		}
 	}
 	return nil
+}
+
+const (
+	passRoot = iota
+	passKernel
+	passProc
+)
+
+func mountPass(dest string) int {
+	switch {
+	case within(dest, "/proc"):
+		return passProc
+	case isKernelPath(dest):
+		return passKernel
+	}
+	return passRoot
 }
 
 var defaultShmOption = fmt.Sprintf("size=%d", DefaultShmSize)
@@ -201,7 +222,7 @@ func (p *plan) mount(i int, m *specs.Mount, host *Host) error {
 		}
 	}
 	for _, prop := range opt.prop {
-		p.setAttr(dest, 0, 0, uint64(prop&^unix.MS_REC), prop&unix.MS_REC != 0)
+		p.setAttr(dest, 0, uint64(prop&^unix.MS_REC), prop&unix.MS_REC != 0)
 	}
 	return nil
 }
@@ -278,7 +299,7 @@ func (p *plan) realDir(dir string) {
 // v1 a tmpfs with one directory for each hierarchy.
 func (p *plan) cgroupMount(dest string, opt parsed, host *Host) {
 	flags := uint64(opt.flags &^ (unix.MS_BIND | unix.MS_REC))
-	private := p.newNamespace(specs.CgroupNamespace)
+	private := p.ownCgroupNS()
 	if host.CgroupV2 {
 		if private {
 			p.makeDir(dest)
@@ -314,21 +335,21 @@ func (p *plan) cgroupMount(dest string, opt parsed, host *Host) {
 		}
 	}
 	if flags&unix.MS_RDONLY != 0 {
-		p.setAttr(dest, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		p.setAttr(dest, unix.MOUNT_ATTR_RDONLY, 0, false)
 	}
 }
 
 func (p *plan) cgroupBind(src, dest string, opt parsed) {
 	p.feed(p.sources[src], p.moveMount(0, dest, dest), 0)
 	if opt.set != 0 {
-		p.setAttr(dest, opt.set, 0, 0, false)
+		p.setAttr(dest, opt.set, 0, false)
 	}
 }
 
 // useView reports whether the tree made ahead is what the container is to see.
 func (p *plan) useView(opt parsed) bool {
 	const usual = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
-	return p.l.CgroupView >= 0 && opt.set == usual && !p.newNamespace(specs.CgroupNamespace)
+	return p.l.CgroupView >= 0 && opt.set == usual && !p.ownCgroupNS()
 }
 
 // openSources clones, while the old root is still the root, what later
@@ -348,7 +369,7 @@ func (p *plan) openSources(host *Host) {
 		opt := parseOptions(m.Options)
 		switch {
 		case m.Type == "cgroup" || m.Type == "cgroup2":
-			if p.newNamespace(specs.CgroupNamespace) || p.useView(opt) {
+			if p.ownCgroupNS() || p.useView(opt) {
 				continue
 			}
 			if host.CgroupV2 {
@@ -367,7 +388,7 @@ func (p *plan) openSources(host *Host) {
 }
 
 // newNamespace reports whether the container gets a namespace of its own of type t.
-func (p *plan) newNamespace(t specs.LinuxNamespaceType) bool { return p.l.newNamespace(t) }
+func (p *plan) ownCgroupNS() bool { return p.l.newNamespace(specs.CgroupNamespace) }
 
 // MountOptions returns the words that mean something to this package; others
 // go to the file system.

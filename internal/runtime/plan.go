@@ -181,12 +181,12 @@ func (p *plan) leaveOldRoot() {
 	dot := p.str(".")
 	p.call("old root", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
 	if p.l.Spec.Root != nil && p.l.Spec.Root.Readonly {
-		p.setAttr("/", unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		p.setAttr("/", unix.MOUNT_ATTR_RDONLY, 0, false)
 	}
 	// The root is a private mount: it can be made shared or unbindable, and is
 	// already what a slave of nothing would be.
 	if o := mountOptions[p.l.Spec.Linux.RootfsPropagation]; o.prop&(unix.MS_SHARED|unix.MS_UNBINDABLE) != 0 {
-		p.setAttr("/", 0, 0, uint64(o.prop&^unix.MS_REC), o.prop&unix.MS_REC != 0)
+		p.setAttr("/", 0, uint64(o.prop&^unix.MS_REC), o.prop&unix.MS_REC != 0)
 	}
 	p.call("/", unix.SYS_CHDIR, p.str("/"))
 	// No descriptor from outside may be reachable from here on, least of all by
@@ -233,9 +233,9 @@ func (p *plan) waitStart(files []string) {
 	p.call("start", unix.SYS_DUP3, fdLate, initprog.FDReport, unix.O_CLOEXEC)
 }
 
-// setAttr changes the attributes and the propagation of the mount at target.
-func (p *plan) setAttr(target string, set, clr, propagation uint64, recursive bool) {
-	p.mountSetAttr(atFDCWD, target, target, set, clr, propagation, recursive)
+// setAttr sets attributes and the propagation of the mount at target.
+func (p *plan) setAttr(target string, set, propagation uint64, recursive bool) {
+	p.mountSetAttr(atFDCWD, target, target, set, 0, propagation, recursive)
 }
 
 // mountSetAttr is setAttr for a path below a descriptor; "" is the mount that the descriptor is.
@@ -332,7 +332,7 @@ func (p *plan) masks(host *Host) {
 		p.call(r, unix.SYS_MOUNT, target, target, 0, unix.MS_BIND|unix.MS_REC, 0)
 		p.last().allow = unix.ENOENT
 		p.last().skipErr = 1
-		p.setAttr(r, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+		p.setAttr(r, unix.MOUNT_ATTR_RDONLY, 0, false)
 	}
 }
 

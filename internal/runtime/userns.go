@@ -147,7 +147,7 @@ func (p *plan) enterUser(host *Host, flags uintptr) {
 	p.call("setgid", unix.SYS_SETRESGID, 0, 0, 0)
 	p.call("setuid", unix.SYS_SETRESUID, 0, 0, 0)
 	p.stage = StageNamespace
-	if p.newNamespace(specs.CgroupNamespace) {
+	if p.ownCgroupNS() {
 		p.call("cgroup", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 }

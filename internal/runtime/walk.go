@@ -102,3 +102,22 @@ func (l *Launch) ours(dest string, dev bool) bool {
 	}
 	return true
 }
+
+// foreignDev reports whether something is mounted on or below /dev or /sys that
+// the engine does not fill.
+func (l *Launch) foreignDev() bool {
+	for i := range l.Spec.Mounts {
+		m := &l.Spec.Mounts[i]
+		if mountPass(m.Destination) != passKernel || m.Type != "bind" && m.Type != "tmpfs" {
+			continue
+		}
+		switch path.Clean(m.Destination) {
+		case "/dev", "/dev/shm":
+			if m.Type == "tmpfs" {
+				continue
+			}
+		}
+		return true
+	}
+	return false
+}

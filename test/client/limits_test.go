@@ -338,7 +338,10 @@ func TestOOMLive(t *testing.T) {
 		// Another keeper watches on.
 		if c.Name == "berth" {
 			e.KillKeeper()
-			c.Run("exec", "exec"+c.Name, "sh", "-c", eat)
+			enginetest.Eventually(t, "a new keeper", func() bool { return c.Run("exec", "exec"+c.Name, "true").Code == 0 })
+			if r := c.Run("exec", "exec"+c.Name, "sh", "-c", eat); r.Code != 137 {
+				t.Errorf("exec after another keeper: %d %s", r.Code, r.Err)
+			}
 			next(t, "exec"+c.Name, "oom")
 		}
 		c.Must("rm", "-f", "child"+c.Name, "exec"+c.Name, "main"+c.Name, "later"+c.Name)

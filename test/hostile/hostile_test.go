@@ -56,6 +56,9 @@ func image(t *testing.T, e *enginetest.Engine, name string, entries []entry, cha
 	}
 	for _, x := range entries {
 		h := &tar.Header{Name: x.name, Linkname: x.link, Typeflag: x.kind, Mode: x.mode, Size: int64(len(x.body)), ModTime: time.Unix(1, 0)}
+		if x.kind == tar.TypeChar || x.kind == tar.TypeBlock { // 0:0 would be a whiteout
+			h.Devmajor, h.Devminor = 1, 5
+		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +83,7 @@ func image(t *testing.T, e *enginetest.Engine, name string, entries []entry, cha
 func hashes(t *testing.T, dir string) string {
 	t.Helper()
 	var all []string
-	for _, name := range []string{"berth", "berthd", "berth-keeper", "berth-init"} {
+	for _, name := range []string{"berth", "berthd", "berth-keeper", "berth-runtime", "berth-init"} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil && name != "berth-init" {
 			t.Fatal(err)

@@ -197,7 +197,7 @@ func (j *shipment) openCursor() error {
 		return err
 	}
 	j.file = f
-	c, _ := readCursor(f)
+	c := readCursor(f)
 	j.pos = c.Position
 	if c.Done {
 		j.save(false)
@@ -205,10 +205,15 @@ func (j *shipment) openCursor() error {
 	return nil
 }
 
-func readCursor(r io.Reader) (c cursor, ok bool) {
+// readCursor returns the cursor of a file: the beginning when it holds none.
+func readCursor(r io.Reader) cursor {
 	line, _ := io.ReadAll(io.LimitReader(r, 4096))
-	line, _, ok = bytes.Cut(line, []byte{'\n'})
-	return c, ok && json.Unmarshal(line, &c) == nil
+	line, _, whole := bytes.Cut(line, []byte{'\n'})
+	var c cursor
+	if !whole || json.Unmarshal(line, &c) != nil {
+		return cursor{}
+	}
+	return c
 }
 
 // Pending reports whether the spool of a container that has ended may hold
@@ -219,7 +224,7 @@ func Pending(path string) bool {
 		return false
 	}
 	defer f.Close()
-	c, _ := readCursor(f)
+	c := readCursor(f)
 	return !c.Done
 }
 

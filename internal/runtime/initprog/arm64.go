@@ -30,7 +30,7 @@ func (a *asm) mov(reg uint32, v uint32) {
 }
 
 func (a *asm) movReg(dst, src uint32)     { a.u32(0xaa0003e0 | src<<16 | dst) }
-func (a *asm) ldr(dst, base, off uint32)  { a.u32(0xf9400000 | off/8<<10 | base<<5 | dst) }
+func (a *asm) ldr(dst, off uint32)        { a.u32(0xf9400000 | off/8<<10 | 19<<5 | dst) } // of the operation, at x19
 func (a *asm) ldrw(dst, base, off uint32) { a.u32(0xb9400000 | off/4<<10 | base<<5 | dst) }
 func (a *asm) ldrh(dst, base, off uint32) { a.u32(0x79400000 | off/2<<10 | base<<5 | dst) }
 func (a *asm) ldrb(dst, base, off uint32) { a.u32(0x39400000 | off<<10 | base<<5 | dst) }
@@ -81,12 +81,12 @@ func arm64() []byte {
 	a.cmpReg(8, 9)
 	a.bcond(cEQ, "reap")
 	for i := uint32(0); i < 6; i++ {
-		a.ldr(i, 19, 8+8*i)
+		a.ldr(i, 8+8*i)
 	}
 	a.svc()
 	a.cmnImm(0, 4095)
 	a.bcond(cHS, "error")
-	a.ldr(10, 19, 56)
+	a.ldr(10, 56)
 	a.cbz(10, "nostore")
 	a.str(0, 10, 0)
 	a.label("nostore")
@@ -122,7 +122,7 @@ func arm64() []byte {
 	a.svc()
 
 	a.label("reap")
-	a.ldr(20, 19, 8)
+	a.ldr(20, 8)
 	a.mov(11, 0)
 	a.cbz(20, "advance")
 	a.mov(8, 436)
@@ -137,8 +137,8 @@ func arm64() []byte {
 
 	a.label("wait")
 	a.mov(8, 137)
-	a.ldr(0, 19, 16)
-	a.ldr(1, 19, 24)
+	a.ldr(0, 16)
+	a.ldr(1, 24)
 	a.mov(2, 0)
 	a.mov(3, 8)
 	a.svc()
@@ -155,7 +155,7 @@ func arm64() []byte {
 	a.label("zombies")
 	a.mov(8, 260)
 	a.u32(0x92800000) // mov x0,#-1
-	a.ldr(1, 19, 24)
+	a.ldr(1, 24)
 	a.mov(2, 1)
 	a.mov(3, 0)
 	a.svc()
@@ -163,7 +163,7 @@ func arm64() []byte {
 	a.bcond(cLE, "wait")
 	a.cmpReg(0, 20)
 	a.bcond(cNE, "zombies")
-	a.ldr(1, 19, 24)
+	a.ldr(1, 24)
 	a.ldrw(2, 1, 0)
 	a.lsrw(0, 2, 8)
 	a.andw7f(2, 2)

@@ -104,7 +104,7 @@ func (s *suite) want(key, want string) {
 }
 
 // layer makes a committed snapshot with files.
-func (s *suite) layer(n, parent int, files map[string]string) string {
+func (s *suite) layer(n, parent int, files map[string]string) {
 	s.t.Helper()
 	ctx, p := context.Background(), ""
 	if parent > 0 {
@@ -114,7 +114,6 @@ func (s *suite) layer(n, parent int, files map[string]string) string {
 	s.must(s.d.Prepare(ctx, key, p))
 	s.write(key, files)
 	s.must(s.d.Commit(ctx, chain(n), key))
-	return chain(n)
 }
 
 func (s *suite) stack() {

@@ -103,10 +103,10 @@ func udp(t *testing.T, inbox *logstest.Inbox) string {
 func unpack(t *testing.T, b []byte) []byte {
 	var r io.Reader = bytes.NewReader(b)
 	var err error
-	switch {
-	case b[0] == 0x1f:
+	switch b[0] {
+	case 0x1f:
 		r, err = gzip.NewReader(r)
-	case b[0] == 0x78:
+	case 0x78:
 		r, err = zlib.NewReader(r)
 	}
 	if err == nil {
