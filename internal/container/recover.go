@@ -64,6 +64,12 @@ func (s recovery) reconcile(h *keeper.Hello) {
 			}
 		}
 	}
+	s.o.Networks.Keep(func(id string) bool {
+		s.mu.RLock()
+		c := s.byID[ID(id)]
+		s.mu.RUnlock()
+		return c != nil && c.Status().Phase.Running()
+	})
 	var restart []*Container
 	for _, c := range s.all() {
 		c.mu.Lock()

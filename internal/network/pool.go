@@ -73,16 +73,18 @@ func (n *Network) takeReady(s *Service) *ready {
 
 // maker fills the pools.
 type maker struct {
-	s         *Service
-	bare      chan int
-	wake      chan struct{}
-	stop      chan struct{}
-	done      chan struct{}
-	handedOut atomic.Int64 // when a namespace was handed out last, in ns
+	s          *Service
+	bare       chan int
+	wake       chan struct{}
+	stop       chan struct{}
+	done       chan struct{}
+	bareTarget atomic.Int32
+	handedOut  atomic.Int64 // when a namespace was handed out last, in ns
 }
 
 func newMaker(s *Service) *maker {
 	m := &maker{s: s, bare: make(chan int, bareSize), wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	m.bareTarget.Store(readyMin)
 	go m.run()
 	return m
 }
@@ -195,8 +197,8 @@ func (m *maker) round() (made, failed bool) {
 			p.drain(n)
 		}
 	}
-	if len(m.bare) < bareSize/4 || !made && len(m.bare) < bareSize {
-		m.calm(len(m.bare) < bareSize/4)
+	if want := int(m.bareTarget.Load()); len(m.bare) < want/4 || !made && len(m.bare) < want {
+		m.calm(len(m.bare) < want/4)
 		fd, err := linux.NewNetNS()
 		if err != nil {
 			m.s.o.Log.Warn("cannot prepare a network namespace", "error", err)
@@ -249,6 +251,7 @@ func (s *Service) prepare(n *Network) (*ready, error) {
 // descriptor is the caller's.
 func (s *Service) Isolated() (int, error) {
 	defer s.makes.nudge()
+	s.makes.bareTarget.Store(min(bareSize, 2*s.makes.bareTarget.Load()))
 	select {
 	case fd := <-s.makes.bare:
 		return fd, nil

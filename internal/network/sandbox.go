@@ -27,6 +27,7 @@ type Attachment struct {
 	Name       string
 	Networks   map[string]*network.EndpointSettings // by name or id; nil settings ask for nothing
 	Main       string                               // the network of the container's mode
+	Into       int                                  // a namespace that it has already, -1 for none
 	Ports      network.PortMap
 	Exposed    network.PortSet
 	PublishAll bool
@@ -77,8 +78,8 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 	if err != nil {
 		return nil, err
 	}
-	b := &Sandbox{Container: a.Container, fd: -1}
-	if len(order) == 1 && order[0].plain() {
+	b := &Sandbox{Container: a.Container, fd: a.Into}
+	if b.fd < 0 && len(order) == 1 && order[0].plain() {
 		if ready := order[0].net.takeReady(s); ready != nil {
 			b.fd = ready.fd
 			e := ready.ep
@@ -87,11 +88,13 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			u.Add(func() { _ = unix.Close(b.fd); order[0].net.release(e) })
 		}
 	}
-	if b.fd < 0 {
-		if b.fd, err = s.Isolated(); err != nil {
-			return nil, err
+	if len(b.Endpoints) == 0 {
+		if b.fd < 0 {
+			if b.fd, err = s.Isolated(); err != nil {
+				return nil, err
+			}
+			u.Add(func() { _ = unix.Close(b.fd) })
 		}
-		u.Add(func() { _ = unix.Close(b.fd) })
 		for i, o := range order {
 			e, err := s.join(o.net, b.fd, fmt.Sprintf("eth%d", i), o.settings, i == 0)
 			if err != nil {
@@ -124,9 +127,8 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		return nil, err
 	}
 	u.Release()
-	for i, o := range order {
+	for _, o := range order {
 		s.o.Event(events.ActionConnect, o.net.ID, map[string]string{"container": a.Container, "name": o.net.Name, "type": o.net.Driver})
-		_ = i
 	}
 	return b, nil
 }
@@ -392,4 +394,114 @@ func (s *Service) Endpoints(container string) ([]*Endpoint, network.PortMap) {
 		return nil, nil
 	}
 	return b.Endpoints, portMap(b.Bindings)
+}
+
+// HostAddresses are the host's addresses on the default bridge.
+func (s *Service) HostAddresses() []netip.Addr {
+	s.mu.RLock()
+	n := s.byName["bridge"]
+	s.mu.RUnlock()
+	var out []netip.Addr
+	if n != nil {
+		for _, p := range n.gateways() {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
+
+// Connect gives a running container one more interface. ns is its namespace.
+func (s *Service) Connect(_ context.Context, container, name, ref string, e *network.EndpointSettings, ns int) error {
+	n, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	old := s.sandboxes[container]
+	s.mu.RUnlock()
+	b := &Sandbox{Container: container, fd: -1}
+	if old != nil {
+		b.Endpoints, b.Bindings, b.Through = slices.Clone(old.Endpoints), old.Bindings, old.Through
+	}
+	used := map[string]bool{}
+	for _, o := range b.Endpoints {
+		used[o.Interface] = true
+	}
+	ifname := "eth0"
+	for i := 0; used[ifname]; i++ {
+		ifname = fmt.Sprintf("eth%d", i)
+	}
+	first := !slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
+		on, err := s.find(o.Network)
+		return err == nil && !on.Internal
+	})
+	ep, err := s.join(n, ns, ifname, e, first)
+	if err != nil {
+		return err
+	}
+	ep.Container = name
+	b.Endpoints = append(b.Endpoints, ep)
+	if err := s.keep(b); err != nil {
+		return err
+	}
+	s.o.Event(events.ActionConnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
+	return nil
+}
+
+// Disconnect takes an interface from a running container. When it was the one
+// of the default route, another takes its place.
+func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) error {
+	n, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	old := s.sandboxes[container]
+	s.mu.RUnlock()
+	if old == nil {
+		return nil
+	}
+	i := slices.IndexFunc(old.Endpoints, func(e *Endpoint) bool { return e.Network == n.ID })
+	if i < 0 {
+		return nil
+	}
+	ep := old.Endpoints[i]
+	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through}
+	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
+	switch {
+	case i == old.Through:
+		if s.fw != nil {
+			_ = s.fw.Withdraw(old.mappings())
+		}
+		s.unpublish(container, old.Bindings)
+		b.Bindings, b.Through = nil, 0
+	case i < old.Through:
+		b.Through--
+	}
+	if err := bridge.Leave(ns, ep.Interface); err != nil {
+		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
+	}
+	n.release(ep)
+	for _, e := range b.Endpoints {
+		if on, err := s.find(e.Network); err == nil && !on.Internal {
+			_ = bridge.Gateways(ns, on.iface(e, true))
+			break
+		}
+	}
+	if err := s.keep(b); err != nil {
+		return err
+	}
+	s.o.Event(events.ActionDisconnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
+	return nil
+}
+
+// Rename changes what a container is called on its networks.
+func (s *Service) Rename(container, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.sandboxes[container]; b != nil {
+		for _, e := range b.Endpoints {
+			e.Container = name
+		}
+	}
 }

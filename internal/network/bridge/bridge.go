@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -52,6 +53,7 @@ func Ensure(c Config) (int, error) {
 		la := netlink.NewLinkAttrs()
 		la.Name = c.Name
 		la.MTU = c.MTU
+		la.HardwareAddr = RandomMAC() // else it would be that of one port after another, and neighbours would lose it
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: la}); err != nil && !errors.Is(err, unix.EEXIST) {
 			return 0, fmt.Errorf("cannot make the bridge %s: %w", c.Name, err)
 		}
@@ -203,6 +205,11 @@ func Configure(ns int, in *Interface) error {
 	if err != nil {
 		return err
 	}
+	if slices.ContainsFunc(in.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		if err := enableIPv6(ns, in.Name); err != nil {
+			return err
+		}
+	}
 	for _, p := range in.Addrs {
 		if err := h.AddrAdd(link, address(p)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("cannot give %s the address %s: %w", in.Name, p, err)
@@ -212,6 +219,22 @@ func Configure(ns int, in *Interface) error {
 		return fmt.Errorf("cannot bring %s up: %w", in.Name, err)
 	}
 	return routes(h, link.Attrs().Index, in)
+}
+
+// enableIPv6 turns IPv6 on for an interface: settings belong to the namespace of
+// the thread that writes them.
+func enableIPv6(ns int, name string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		err := unix.Setns(ns, unix.CLONE_NEWNET)
+		if err == nil {
+			err = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("0"), 0o644)
+			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_ra", []byte("0"), 0o644)
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 func routes(h *netlink.Handle, index int, in *Interface) error {
