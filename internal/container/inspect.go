@@ -30,6 +30,7 @@ func (s Views) Inspect(ctx context.Context, ref string, size bool) (container.In
 	}
 	r, st := c.Record(), c.Status()
 	hc := *r.HostConfig
+	hc.Links = Nets(s).shownLinks(r)
 	out := container.InspectResponse{
 		ID: string(r.ID), Created: apiTime(r.Created), Path: r.Path, Args: append([]string{}, r.Args...), Image: string(r.Image),
 		Name: "/" + r.Name, RestartCount: st.RestartCount, Driver: r.Driver, Platform: r.Platform,

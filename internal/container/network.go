@@ -75,15 +75,16 @@ func (s Nets) networks(r *Record) map[string]*network.EndpointSettings {
 
 // attach gives a container its interfaces, addresses and ports. into is a
 // namespace that it has already, -1 for none; the result is the one that was made.
-func (s Nets) attach(ctx context.Context, r *Record, into int) (int, error) {
+func (s Nets) attach(ctx context.Context, r *Record, into int, links []link) (int, error) {
 	b, err := s.o.Networks.Attach(ctx, &netsvc.Attachment{
 		Container: string(r.ID), Name: r.Name, Networks: s.networks(r), Main: s.mainNetwork(r), Into: into,
+		Names: baseNames(r), DNS: s.resolvers(r),
 		Ports: r.HostConfig.PortBindings, Exposed: r.Config.ExposedPorts, PublishAll: r.HostConfig.PublishAllPorts,
 	})
 	if err != nil {
 		return -1, err
 	}
-	if err := s.rewriteHosts(r, b.Endpoints); err != nil {
+	if err := s.rewriteHosts(r, b.Endpoints, links); err != nil {
 		s.o.Networks.Release(string(r.ID))
 		_ = unix.Close(b.FD())
 		return -1, err
@@ -91,8 +92,12 @@ func (s Nets) attach(ctx context.Context, r *Record, into int) (int, error) {
 	return b.FD(), nil
 }
 
-func (s Nets) rewriteHosts(r *Record, eps []*netsvc.Endpoint) error {
-	return rewrite(filepath.Join(s.dir(r.ID), "hosts"), s.hosts(r, eps))
+func (s Nets) rewriteHosts(r *Record, eps []*netsvc.Endpoint, links []link) error {
+	text := s.hosts(r, eps)
+	for _, l := range links {
+		text += l.hosts()
+	}
+	return rewrite(filepath.Join(s.dir(r.ID), "hosts"), text)
 }
 
 // hosts is the text of /etc/hosts.
@@ -215,12 +220,9 @@ func (s Nets) resolvConf(r *Record) string {
 	hc, d := r.HostConfig, s.def.Load()
 	raw, _ := os.ReadFile("/etc/resolv.conf")
 	own := s.own(r)
-	var dns []string
-	for _, a := range hc.DNS {
-		dns = append(dns, a.String())
-	}
-	if len(dns) == 0 {
-		dns = d.DNS
+	dns, named := s.resolvers(r), s.named(r)
+	if named {
+		dns = []string{netsvc.ResolverAddress}
 	}
 	var b strings.Builder
 	if len(dns) == 0 {
@@ -259,6 +261,9 @@ func (s Nets) resolvConf(r *Record) string {
 	}
 	list("search", hc.DNSSearch, d.DNSSearch)
 	list("options", hc.DNSOptions, d.DNSOptions)
+	if named && !strings.Contains(b.String(), "ndots:") {
+		b.WriteString("options ndots:0\n")
+	}
 	return b.String()
 }
 
@@ -304,7 +309,7 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 	}
 	if c.Status().Phase.Running() {
 		if err := s.change(ctx, c, &r, func(fd int) error {
-			return s.o.Networks.Connect(ctx, string(r.ID), r.Name, id, req.EndpointConfig, fd)
+			return s.o.Networks.Connect(ctx, string(r.ID), r.Name, baseNames(&r), id, req.EndpointConfig, fd)
 		}); err != nil {
 			return err
 		}
@@ -366,7 +371,39 @@ func (s Nets) change(_ context.Context, c *Container, r *Record, f func(fd int) 
 		return err
 	}
 	eps, _ := s.o.Networks.Endpoints(string(r.ID))
-	return s.rewriteHosts(r, eps)
+	if err := rewrite(filepath.Join(s.dir(r.ID), "resolv.conf"), s.resolvConf(r)); err != nil {
+		return err
+	}
+	links, _ := s.links(r) // those that still run
+	return s.rewriteHosts(r, eps, links)
+}
+
+// baseNames are the names of a container that do not depend on the network.
+func baseNames(r *Record) []string { return []string{r.Name, r.ID.Short(), r.Config.Hostname} }
+
+// resolvers are those that a container asks for itself, or the daemon for all.
+func (s Nets) resolvers(r *Record) []string {
+	var out []string
+	for _, a := range r.HostConfig.DNS {
+		out = append(out, a.String())
+	}
+	if len(out) == 0 {
+		out = s.def.Load().DNS
+	}
+	return out
+}
+
+// named reports whether a container is on a network where names are answered.
+func (s Nets) named(r *Record) bool {
+	if !s.own(r) {
+		return false
+	}
+	for ref := range s.networks(r) {
+		if _, name, err := s.o.Networks.Resolve(ref); err == nil && container.NetworkMode(name).IsUserDefined() {
+			return true
+		}
+	}
+	return false
 }
 
 // store swaps and persists a record. c.mu is held.

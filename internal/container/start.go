@@ -113,12 +113,16 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 			join(specs.NetworkNamespace, net)
 		}
 	}
+	var links []link
 	if nets.own(r) {
 		into := -1 // a namespace of the network's making, unless the user namespace brings one
 		if fd, ok := req.NSFD[specs.NetworkNamespace]; ok {
 			into = fds[fd]
 		}
-		fd, err := nets.attach(ctx, r, into)
+		if links, err = nets.links(r); err != nil {
+			return err
+		}
+		fd, err := nets.attach(ctx, r, into, links)
 		if err != nil {
 			return err
 		}
@@ -134,6 +138,9 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	// 4. The specification.
 	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: *s.def.Load(), cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps(), remapped: remapped}); err != nil {
 		return err
+	}
+	for _, x := range links {
+		req.Spec.Process.Env = append(req.Spec.Process.Env, x.environment(r.Name)...)
 	}
 	if len(r.HostConfig.DeviceRequests) > 0 {
 		if err = addRequested(req.Spec, s.o.CDI, r.HostConfig.DeviceRequests); err != nil {

@@ -40,6 +40,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
+	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
 	"berth.dev/berth/internal/state"
@@ -103,6 +104,9 @@ type Service struct {
 	byName    map[string]*Network
 	sandboxes map[string]*Sandbox // by container
 	ports     ports
+	names     map[string]map[string][]*Endpoint // by network and name
+	dns       *dns.Server
+	upstream  upstream
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -121,7 +125,7 @@ func Open(o Options) (*Service, error) {
 	}
 	s := &Service{
 		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
-		ports: ports{taken: map[portKey]string{}},
+		ports: ports{taken: map[portKey]string{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
 	}
 	if o.Config.Firewall {
 		s.fw = firewall.Open(o.Config.Table)

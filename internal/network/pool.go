@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/network/dns"
 )
 
 // Namespaces are made ahead: bare ones for all, and for each bridge network
@@ -24,8 +25,17 @@ const (
 
 // ready is a namespace with its endpoint.
 type ready struct {
-	fd int
-	ep *Endpoint
+	fd       int
+	ep       *Endpoint
+	resolver *dns.Sockets // nil on the default bridge
+}
+
+func (r *ready) drop(n *Network) {
+	_ = unix.Close(r.fd)
+	n.release(r.ep)
+	if r.resolver != nil {
+		r.resolver.Close()
+	}
 }
 
 // pool is the ready namespaces of one network.
@@ -47,8 +57,7 @@ func (p *pool) drain(n *Network) {
 	for {
 		select {
 		case r := <-p.ch:
-			_ = unix.Close(r.fd)
-			n.release(r.ep)
+			r.drop(n)
 		default:
 			return
 		}
@@ -190,8 +199,7 @@ func (m *maker) round() (made, failed bool) {
 		select {
 		case p.ch <- r:
 		default:
-			_ = unix.Close(r.fd)
-			n.release(r.ep)
+			r.drop(n)
 		}
 		if p.closed.Load() {
 			p.drain(n)
@@ -225,8 +233,7 @@ func (m *maker) shrink() {
 		for len(p.ch) > readyMin {
 			select {
 			case r := <-p.ch:
-				_ = unix.Close(r.fd)
-				n.release(r.ep)
+				r.drop(n)
 			default:
 			}
 		}
@@ -244,7 +251,14 @@ func (s *Service) prepare(n *Network) (*ready, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return &ready{fd, ep}, nil
+	r := &ready{fd: fd, ep: ep}
+	if n.named() {
+		if r.resolver, err = dns.Open(fd, 0); err != nil {
+			r.drop(n)
+			return nil, err
+		}
+	}
+	return r, nil
 }
 
 // Isolated returns a network namespace with only a loopback interface. The

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/network/bridge"
+	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
 	"berth.dev/berth/internal/state"
@@ -28,6 +30,8 @@ type Attachment struct {
 	Networks   map[string]*network.EndpointSettings // by name or id; nil settings ask for nothing
 	Main       string                               // the network of the container's mode
 	Into       int                                  // a namespace that it has already, -1 for none
+	Names      []string                             // by which neighbours find it, besides the aliases on each network
+	DNS        []string                             // resolvers to ask about the world; the host\'s when empty
 	Ports      network.PortMap
 	Exposed    network.PortSet
 	PublishAll bool
@@ -45,6 +49,7 @@ type Endpoint struct {
 	Addr6     netip.Prefix
 	Gateway4  netip.Addr
 	Gateway6  netip.Addr
+	Names     []string // by which its neighbours find it
 	Asked     *network.EndpointSettings
 }
 
@@ -54,7 +59,11 @@ type Sandbox struct {
 	Container string
 	Endpoints []*Endpoint
 	Bindings  []Binding
-	Through   int // index of the endpoint that ports are published by
+	Through   int      // index of the endpoint that ports are published by
+	DNS       []string // resolvers of its own
+	Resolver  uint16   // port of its resolver, 0 for none
+
+	resolver *dns.Sockets
 
 	fd int // of the namespace; the caller's from Attach
 }
@@ -78,14 +87,14 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 	if err != nil {
 		return nil, err
 	}
-	b := &Sandbox{Container: a.Container, fd: a.Into}
+	b := &Sandbox{Container: a.Container, fd: a.Into, DNS: a.DNS}
 	if b.fd < 0 && len(order) == 1 && order[0].plain() {
 		if ready := order[0].net.takeReady(s); ready != nil {
-			b.fd = ready.fd
+			b.fd, b.resolver = ready.fd, ready.resolver
 			e := ready.ep
 			e.Container, e.Asked = a.Name, order[0].settings
 			b.Endpoints = []*Endpoint{e}
-			u.Add(func() { _ = unix.Close(b.fd); order[0].net.release(e) })
+			u.Add(func() { _ = unix.Close(b.fd); order[0].net.release(e); b.closeResolver() })
 		}
 	}
 	if len(b.Endpoints) == 0 {
@@ -103,6 +112,18 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			e.Container = a.Name
 			u.Add(func() { o.net.release(e) })
 			b.Endpoints = append(b.Endpoints, e)
+		}
+		if slices.ContainsFunc(order, func(o asked) bool { return o.net.named() }) {
+			if b.resolver, err = dns.Open(b.fd, 0); err != nil {
+				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+			}
+			u.Add(b.closeResolver)
+		}
+	}
+	for i, e := range b.Endpoints {
+		e.Names = slices.Clone(a.Names)
+		if o := order[i].settings; o != nil {
+			e.Names = append(e.Names, o.Aliases...)
 		}
 	}
 	for i, o := range order {
@@ -123,6 +144,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			u.Add(func() { _ = s.fw.Withdraw(b.mappings()) })
 		}
 	}
+	s.serveNames(b)
 	if err := s.keep(b); err != nil {
 		return nil, err
 	}
@@ -136,7 +158,9 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 // keep records a sandbox.
 func (s *Service) keep(b *Sandbox) error {
 	s.mu.Lock()
+	nets := append(networksOf(s.sandboxes[b.Container]), networksOf(b)...)
 	s.sandboxes[b.Container] = b
+	s.reindex(nets...)
 	s.mu.Unlock()
 	return s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(sandboxBucket, b.Container, b) })
 }
@@ -147,10 +171,12 @@ func (s *Service) Release(container string) {
 	s.mu.Lock()
 	b := s.sandboxes[container]
 	delete(s.sandboxes, container)
+	s.reindex(networksOf(b)...)
 	s.mu.Unlock()
 	if b == nil {
 		return
 	}
+	b.closeResolver()
 	if s.fw != nil && len(b.Bindings) > 0 {
 		if err := s.fw.Withdraw(b.mappings()); err != nil {
 			s.o.Log.Warn("cannot withdraw published ports", "container", container, "error", err)
@@ -184,21 +210,36 @@ func (s *Service) loadSandboxes() {
 		}
 		s.ports.retake(id, b.Bindings)
 		s.sandboxes[id] = b
+		s.reindex(networksOf(b)...)
 	}
 }
 
-// Keep releases the sandboxes of all containers but those that alive tells to run.
-func (s *Service) Keep(alive func(container string) bool) {
+// Keep releases the sandboxes of all containers but those that run: pid tells the
+// process of one, 0 for none. The names of the rest are answered again.
+func (s *Service) Keep(pid func(container string) int) {
 	s.mu.RLock()
-	var gone []string
-	for id := range s.sandboxes {
-		if !alive(id) {
-			gone = append(gone, id)
+	all := slices.Collect(maps.Values(s.sandboxes))
+	s.mu.RUnlock()
+	for _, b := range all {
+		n := pid(b.Container)
+		if n == 0 {
+			s.Release(b.Container)
+			continue
+		}
+		if b.Resolver == 0 || b.resolver != nil {
+			continue
+		}
+		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			s.reopenNames(b, ns)
+			_ = unix.Close(ns)
 		}
 	}
-	s.mu.RUnlock()
-	for _, id := range gone {
-		s.Release(id)
+}
+
+func (b *Sandbox) closeResolver() {
+	if b.resolver != nil {
+		b.resolver.Close()
 	}
 }
 
@@ -411,7 +452,7 @@ func (s *Service) HostAddresses() []netip.Addr {
 }
 
 // Connect gives a running container one more interface. ns is its namespace.
-func (s *Service) Connect(_ context.Context, container, name, ref string, e *network.EndpointSettings, ns int) error {
+func (s *Service) Connect(_ context.Context, container, name string, names []string, ref string, e *network.EndpointSettings, ns int) error {
 	n, err := s.find(ref)
 	if err != nil {
 		return err
@@ -422,6 +463,7 @@ func (s *Service) Connect(_ context.Context, container, name, ref string, e *net
 	b := &Sandbox{Container: container, fd: -1}
 	if old != nil {
 		b.Endpoints, b.Bindings, b.Through = slices.Clone(old.Endpoints), old.Bindings, old.Through
+		b.DNS, b.Resolver, b.resolver = old.DNS, old.Resolver, old.resolver
 	}
 	used := map[string]bool{}
 	for _, o := range b.Endpoints {
@@ -439,8 +481,17 @@ func (s *Service) Connect(_ context.Context, container, name, ref string, e *net
 	if err != nil {
 		return err
 	}
-	ep.Container = name
+	ep.Container, ep.Names = name, slices.Clone(names)
+	if e != nil {
+		ep.Names = append(ep.Names, e.Aliases...)
+	}
 	b.Endpoints = append(b.Endpoints, ep)
+	if n.named() && b.resolver == nil {
+		if b.resolver, err = dns.Open(ns, 0); err != nil {
+			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
+		}
+		s.serveNames(b)
+	}
 	if err := s.keep(b); err != nil {
 		return err
 	}
@@ -466,7 +517,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		return nil
 	}
 	ep := old.Endpoints[i]
-	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through}
+	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through, DNS: old.DNS, Resolver: old.Resolver, resolver: old.resolver}
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
 	switch {
 	case i == old.Through:
@@ -501,7 +552,14 @@ func (s *Service) Rename(container, name string) {
 	defer s.mu.Unlock()
 	if b := s.sandboxes[container]; b != nil {
 		for _, e := range b.Endpoints {
+			for i, n := range e.Names {
+				if n == e.Container {
+					e.Names[i] = name
+				}
+			}
 			e.Container = name
 		}
+		s.reindex(networksOf(b)...)
+		_ = s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(sandboxBucket, container, b) })
 	}
 }
