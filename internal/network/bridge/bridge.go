@@ -172,13 +172,20 @@ func Join(bridge, ns int, in *Interface) error {
 		}
 	}
 	in.Host = la.Name
-	if err := Configure(ns, in); err != nil {
-		if link, lerr := netlink.LinkByName(in.Host); lerr == nil {
-			_ = netlink.LinkDel(link)
-		}
+	link, err := netlink.LinkByName(in.Host)
+	if err != nil {
 		return err
 	}
-	return nil
+	// Where bridged traffic passes the firewall, a container's call to its own published
+	// port is turned round on the bridge itself: out by the port that it came in.
+	err = netlink.LinkSetHairpin(link, true)
+	if err == nil {
+		err = Configure(ns, in)
+	}
+	if err != nil {
+		_ = netlink.LinkDel(link)
+	}
+	return err
 }
 
 // hostName is a new name for the host's end.
