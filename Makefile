@@ -71,8 +71,9 @@ bench: build ## measure beside the engines that are installed here
 fuzz: starter ## run each fuzz test for FUZZTIME (20s)
 	@scripts/fuzz $(FUZZTIME)
 
-stress: test-deps build ## 2,000 containers in random order, the engine killed 20 times
+stress: test-deps build ## 2,000 containers in random order, the engine killed 20 times; long races
 	BERTH_STRESS=full scripts/test -count 1 -v -timeout 60m -run TestStress ./test/stress
+	BERTH_STRESS=full scripts/test -count 1 -v -timeout 60m -run 'Race$$' ./test/hostile
 
 test-vm: test-deps build ## the root tests in a small virtual machine: Debian's kernel, cgroup v2
 	scripts/test-vm

@@ -208,7 +208,14 @@ func TestHostile(t *testing.T) {
 			{name: "l", link: "b", kind: tar.TypeSymlink},
 			{name: "l/f", body: "2"},
 		}, false, "a/ a/f=1 b/ b/f=2 l->b"},
-		"truncated": {nil, true, ""},
+		"huge name":        {[]e{{name: strings.Repeat("n", 70_000), pax: map[string]string{"comment": "x"}}}, true, ""},
+		"huge link":        {[]e{{name: "l", link: strings.Repeat("n/", 35_000), kind: tar.TypeSymlink}}, true, ""},
+		"the same twice":   {[]e{{name: "f", body: "1"}, {name: "./f", body: "2"}, {name: "/f", body: "3"}}, false, "f=3"},
+		"file over a pipe": {[]e{{name: "f", kind: tar.TypeFifo}, {name: "f", body: "x"}}, false, "f=x"},
+		"below a pipe":     {[]e{{name: "f", kind: tar.TypeFifo}, {name: "f/g", body: "x"}}, true, ""},
+		"opaque dot dot":   {[]e{{name: "../.wh..wh..opq"}}, true, ""},
+		"opaque of a file": {[]e{{name: "f", body: "x"}, {name: "f/.wh..wh..opq"}}, true, ""},
+		"truncated":        {nil, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, mode := range []Whiteouts{Overlay, Delete} {
@@ -307,7 +314,8 @@ func TestAttributes(t *testing.T) {
 	if n, err := unix.Lgetxattr(filepath.Join(j.root, "suid"), "security.capability", buf); err != nil || string(buf[:n]) != caps {
 		t.Error("capabilities:", buf[:max(n, 0)], err)
 	}
-	if n, err := unix.Lgetxattr(filepath.Join(j.root, "hard"), "user.k", buf); err != nil || string(buf[:n]) != "v" {
+	// A tmpfs before Linux 6.6 has no attributes of this kind; they are left out there.
+	if n, err := unix.Lgetxattr(filepath.Join(j.root, "hard"), "user.k", buf); !errors.Is(err, unix.ENOTSUP) && (err != nil || string(buf[:n]) != "v") {
 		t.Error("user.k:", err)
 	}
 }

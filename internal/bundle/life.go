@@ -143,16 +143,12 @@ func (p *program) kill(r *record, sig unix.Signal, all bool) error {
 		if err != nil {
 			return err
 		}
-		pids, err := c.Pids(c.Find(r.Cgroup))
+		g := c.Find(r.Cgroup)
+		pids, err := c.Pids(g)
 		if err != nil {
 			return err
 		}
-		for _, pid := range pids {
-			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-				return err
-			}
-		}
-		return nil
+		return c.Signal(g, pids, sig)
 	}
 	fd, err := r.pidFD()
 	if err != nil {

@@ -332,7 +332,7 @@ func (c *Client) newRequest(ctx context.Context, r *Request, body []byte, versio
 		req.Header.Set("Content-Type", r.ContentType)
 	case body != nil:
 		req.Header.Set("Content-Type", "application/json")
-	case r.Method == http.MethodPost:
+	case rd != nil:
 		req.Header.Set("Content-Type", "text/plain")
 	}
 	return req, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/moby/moby/api/types/events"
@@ -203,7 +204,7 @@ func detachKeys(text string) ([]byte, error) {
 			keys = append(keys, k[0])
 		case len(k) == 6 && k[:5] == "ctrl-" && k[5] >= 'a' && k[5] <= 'z':
 			keys = append(keys, k[5]-'a'+1)
-		case len(k) == 6 && k[:5] == "ctrl-" && k[5] >= '@' && k[5] <= '_':
+		case len(k) == 6 && k[:5] == "ctrl-" && strings.IndexByte("@[\\]^_", k[5]) >= 0:
 			keys = append(keys, k[5]-'@')
 		default:
 			return nil, errs.New(errs.Invalid, "Invalid detach keys (%s) provided", text)

@@ -212,6 +212,17 @@ func newID() ID {
 	}
 }
 
+// settled is Status after a start that is under way: what a process does can be seen
+// before its start is noted, and who has seen it may count on it.
+func (c *Container) settled() *Status {
+	if st := c.Status(); st.Phase.Running() {
+		return st
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Status()
+}
+
 // save swaps and persists a status. c.mu is held.
 func (s *Service) save(c *Container, st Status) error {
 	c.st.Store(&st)

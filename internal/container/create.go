@@ -456,7 +456,9 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.ownRoot(&m, strings.Contains(m.Mode, string(m.Propagation)))
+		if err := s.ownRoot(&m, strings.Contains(m.Mode, string(m.Propagation))); err != nil {
+			return nil, err
+		}
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -466,7 +468,9 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.ownRoot(&x, m.BindOptions != nil && m.BindOptions.Propagation != "")
+		if err := s.ownRoot(&x, m.BindOptions != nil && m.BindOptions.Propagation != ""); err != nil {
+			return nil, err
+		}
 		if err := add(x); err != nil {
 			return nil, err
 		}
@@ -495,12 +499,19 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 	return list, nil
 }
 
-// ownRoot makes a bind that shows the engine's own directory a slave, unless a
-// propagation was asked for: what the engine unmounts there must not live on in
-// the container.
-func (s creator) ownRoot(m *Mount, asked bool) {
-	if m.Type != mount.TypeBind || asked || !within(s.o.DataRoot, m.Source) {
-		return
+// ownRoot makes a bind that shows the engine's own directory, or part of it, a
+// slave unless a propagation was asked for: what the engine unmounts there must
+// not live on in the container. A private copy, which would keep it, is refused.
+func (s creator) ownRoot(m *Mount, asked bool) error {
+	if m.Type != mount.TypeBind || !within(s.o.DataRoot, m.Source) && !within(m.Source, s.o.DataRoot) {
+		return nil
+	}
+	if asked {
+		if m.Propagation == mount.PropagationRSlave || m.Propagation == mount.PropagationRShared {
+			return nil
+		}
+		return errs.New(errs.Invalid, "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon root, daemon root: %q, bind mount source: %q, propagation: %q",
+			s.o.DataRoot, m.Source, m.Propagation)
 	}
 	for i, o := range m.Options {
 		if o == string(m.Propagation) {
@@ -508,6 +519,7 @@ func (s creator) ownRoot(m *Mount, asked bool) {
 		}
 	}
 	m.Propagation = mount.PropagationRSlave
+	return nil
 }
 
 func within(p, dir string) bool {
@@ -547,7 +559,7 @@ func (s creator) volumesFrom(specs []string) ([]Mount, error) {
 				m.Mode = mode
 			}
 			if readOnly && m.RW {
-				m.RW, m.Options = false, append(slices.Clone(m.Options), "ro")
+				m.RW, m.Options = false, append(slices.Clone(m.Options), roOption(slices.Contains(m.Options, "rbind")))
 			}
 			list = slices.DeleteFunc(list, func(o Mount) bool { return o.Destination == m.Destination })
 			list = append(list, m)
@@ -598,9 +610,18 @@ func parseBind(spec string) (Mount, error) {
 	m.Propagation = prop
 	m.Options = []string{rec, string(prop)}
 	if !m.RW {
-		m.Options = append(m.Options, "ro")
+		m.Options = append(m.Options, roOption(rec == "rbind"))
 	}
 	return m, nil
+}
+
+// roOption is the option for a mount that cannot be written: with all that is
+// mounted below it, or alone.
+func roOption(recursive bool) string {
+	if recursive {
+		return "rro"
+	}
+	return "ro"
 }
 
 // fromMount reads one --mount.
@@ -623,8 +644,15 @@ func fromMount(m mount.Mount) (Mount, error) {
 		if !path.IsAbs(m.Source) {
 			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
 		}
-		prop, rec := mount.PropagationRPrivate, "rbind"
+		prop, rec, all := mount.PropagationRPrivate, "rbind", true
 		if b := m.BindOptions; b != nil {
+			switch {
+			case b.ReadOnlyNonRecursive && b.ReadOnlyForceRecursive:
+				return Mount{}, errs.New(errs.Invalid, "mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
+			case b.ReadOnlyForceRecursive && !m.ReadOnly:
+				return Mount{}, errs.New(errs.Invalid, "mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
+			}
+			all = !b.ReadOnlyNonRecursive
 			if b.Propagation != "" {
 				prop = b.Propagation
 			}
@@ -639,7 +667,7 @@ func fromMount(m mount.Mount) (Mount, error) {
 		out.Propagation = prop
 		out.Options = []string{rec, string(prop)}
 		if m.ReadOnly {
-			out.Options = append(out.Options, "ro")
+			out.Options = append(out.Options, roOption(all && rec == "rbind"))
 		}
 	case mount.TypeTmpfs:
 		if m.Source != "" {

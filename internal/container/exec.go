@@ -53,10 +53,10 @@ func (s Execs) ExecCreate(_ context.Context, ref string, req container.ExecCreat
 	if err != nil {
 		return "", err
 	}
-	switch c.Status().Phase {
+	switch c.settled().Phase {
 	case Running:
 	case Paused:
-		return "", errPaused(c)
+		return "", errs.New(errs.Conflict, "Container %s is paused, unpause the container before exec", ref)
 	default:
 		return "", errNotRunning(c)
 	}
@@ -93,6 +93,11 @@ func (s Execs) exec(id string) (*Exec, error) {
 	s.mu.RLock()
 	ex := s.execs[id]
 	s.mu.RUnlock()
+	if ex != nil {
+		if _, err := s.Get(string(ex.c.Record().ID)); err != nil {
+			ex = nil // it went with its container
+		}
+	}
 	if ex == nil {
 		return nil, errs.New(errs.NotFound, "No such exec instance: %s", id)
 	}

@@ -44,6 +44,7 @@ func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, r
 // for one that does not run, a bind mount's source takes the mount's place. With hostIDs
 // the files there show the host's ids of a container in a user namespace.
 func (s Files) place(ctx context.Context, c *Container, p string, readonly bool) (fd int, rel string, hostIDs bool, err error) {
+	p = rooted(p)
 	fd, running, err := s.root(ctx, c, readonly)
 	if err != nil || running {
 		return fd, p, running && s.userns.holds(c.Record().HostConfig), err
@@ -62,6 +63,20 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 		return src, "/" + strings.TrimPrefix(rest, "/"), s.userns.holds(c.Record().HostConfig), nil
 	}
 	return fd, p, s.userns.shifts(c.Record()), nil
+}
+
+// rooted is a client's path as an absolute one that does not climb; an end of "/" or
+// "/.", which says that a directory is meant, stays.
+func rooted(p string) string {
+	clean := path.Clean("/" + p)
+	switch {
+	case clean == "/" && !strings.HasSuffix(p, "/."):
+	case strings.HasSuffix(p, "/."):
+		clean = strings.TrimSuffix(clean, "/") + "/."
+	case strings.HasSuffix(p, "/"):
+		clean += "/"
+	}
+	return clean
 }
 
 // notFound is the error for a path of a container that cannot be opened.

@@ -14,7 +14,7 @@ import (
 // errors are told with what was to be joined.
 func (s launcher) donor(what, ref string) (*Container, error) {
 	fail := func(format string, args ...any) (*Container, error) {
-		return nil, errs.New(errs.Invalid, "failed to join %s namespace: %s", what, fmt.Sprintf(format, args...))
+		return nil, errs.New(errs.Internal, "failed to join %s namespace: %s", what, fmt.Sprintf(format, args...))
 	}
 	if ref == "" {
 		return fail("invalid name or ID supplied: %q", ref)

@@ -23,7 +23,7 @@ type ListOptions struct {
 }
 
 var listFilters = []string{
-	"ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network", "publish",
+	"ancestor", "annotation", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network", "publish",
 	"since", "status", "volume",
 }
 
@@ -70,7 +70,7 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 	out := []container.Summary{}
 	for _, c := range list {
 		r, st := c.Record(), c.Status()
-		if !o.All && o.Limit <= 0 && !st.Phase.Running() && st.Phase != Restarting && !f.Has("status") && !f.Has("exited") && !f.Has("before") && !f.Has("since") {
+		if !o.All && o.Limit <= 0 && !st.Phase.Running() && st.Phase != Restarting && !f.Has("status") && !f.Has("exited") {
 			continue
 		}
 		if before != nil && !r.Created.Before(before.Record().Created) || since != nil && !r.Created.After(since.Record().Created) {
@@ -117,6 +117,9 @@ func (s Views) ancestors(ctx context.Context, f filter.Args) map[string]bool {
 
 func matches(f filter.Args, r *Record, st *Status) bool {
 	if !f.Exact("status", string(st.Phase)) || !f.Labels("label", r.Config.Labels) || !f.Fuzzy("id", string(r.ID)) {
+		return false
+	}
+	if f.Has("annotation") && !f.Labels("annotation", r.HostConfig.Annotations) {
 		return false
 	}
 	if !f.Exact("health", string(st.healthStatus())) {

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
@@ -39,6 +40,12 @@ func (s recovery) reconcile(h *keeper.Hello) {
 		seen[ID(t.ID)] = true
 		c.mu.Lock()
 		st := *c.Status()
+		if !st.Phase.Running() && t.Exit == nil {
+			if running, _ := s.ask(ID(t.ID)); !running { // its exit was told meanwhile
+				c.mu.Unlock()
+				continue
+			}
+		}
 		if !st.Phase.Running() && t.Exit == nil || st.Phase.Running() && st.ProcStart != t.StartTime {
 			st.Phase, st.StartedAt, st.Error = Running, t.At.UTC(), ""
 		}
@@ -85,6 +92,10 @@ func (s recovery) reconcile(h *keeper.Hello) {
 		}
 		c.mu.Unlock()
 		if lost {
+			_, known := s.ask(id)
+			lost = !known // else it was started meanwhile
+		}
+		if lost {
 			s.exited(c, keeper.Exit{ID: string(id), Code: 255, Lost: true, At: time.Now()})
 		} else if !st.Phase.Running() && s.wantsStart(c, &st) {
 			restart = append(restart, c)
@@ -106,6 +117,15 @@ func (s recovery) reconcile(h *keeper.Hello) {
 			c.mu.Unlock()
 		}
 	}()
+}
+
+// ask asks the keeper for a task, where a hello differs from what the engine
+// believes: with a keeper that was lost and is back, requests go on while the
+// hello is looked at. A connection that is lost again brings another hello.
+func (s recovery) ask(id ID) (running, known bool) {
+	_, err := s.keeper.Pids(context.Background(), string(id))
+	var f *keeper.Failure
+	return err == nil, !errors.As(err, &f) || f.Kind != keeper.KindNotFound
 }
 
 // wantsStart tells whether a container that does not run is started at boot.

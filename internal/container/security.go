@@ -144,13 +144,24 @@ func (s creator) checkProcess(cfg *container.Config, hc *container.HostConfig) e
 			return errs.New(errs.Invalid, "option 'writable-cgroups' conflicts with user namespaces")
 		}
 	}
-	s.nameDonors(hc)
+	if err := s.nameDonors(hc); err != nil {
+		return err
+	}
 	return s.checkUserns(hc)
 }
 
 // nameDonors replaces the names of containers whose namespaces are to be
-// joined by their ids: they may be renamed.
-func (s creator) nameDonors(hc *container.HostConfig) {
+// joined by their ids: they may be renamed. That one for the network is missing is
+// told by the start.
+func (s creator) nameDonors(hc *container.HostConfig) error {
+	for _, donor := range []string{hc.PidMode.Container(), hc.IpcMode.Container()} {
+		if donor == "" {
+			continue
+		}
+		if _, err := s.Get(donor); err != nil {
+			return errs.New(errs.Invalid, "%v", err)
+		}
+	}
 	id := func(ref string) string {
 		if c, err := s.Get(ref); err == nil {
 			return "container:" + string(c.Record().ID)
@@ -166,6 +177,7 @@ func (s creator) nameDonors(hc *container.HostConfig) {
 	if hc.NetworkMode.IsContainer() && hc.NetworkMode.ConnectedContainer() != "" {
 		hc.NetworkMode = container.NetworkMode(id(hc.NetworkMode.ConnectedContainer()))
 	}
+	return nil
 }
 
 // checkSysctls refuses settings that would reach out of the container: those

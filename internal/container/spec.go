@@ -74,6 +74,7 @@ func buildProcess(r *Record, in specInput) (*specs.Process, error) {
 		Terminal: cfg.Tty, User: in.user.User, Args: append([]string{r.Path}, r.Args...), Env: environment(cfg, in.user.home),
 		Cwd: cfg.WorkingDir, Capabilities: capSet(caps, in.user.UID), NoNewPrivileges: in.defaults.NoNewPrivs,
 	}
+	p.User.Umask = hc.Umask
 	if p.Cwd == "" {
 		p.Cwd = "/"
 	}

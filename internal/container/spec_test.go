@@ -236,7 +236,7 @@ func TestDeviceRules(t *testing.T) {
 func TestParseBind(t *testing.T) {
 	for in, want := range map[string]Mount{
 		"/a:/b":             {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Propagation: "rprivate"}, Options: []string{"rbind", "rprivate"}},
-		"/a/../c:/b:ro":     {MountPoint: container.MountPoint{Source: "/c", Destination: "/b", Mode: "ro", Propagation: "rprivate"}, Options: []string{"rbind", "rprivate", "ro"}},
+		"/a/../c:/b:ro":     {MountPoint: container.MountPoint{Source: "/c", Destination: "/b", Mode: "ro", Propagation: "rprivate"}, Options: []string{"rbind", "rprivate", "rro"}},
 		"/a:/b:rw,z,shared": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "rw,z,shared", Propagation: "shared"}, Options: []string{"rbind", "shared"}},
 		"/a:/b:bind,rslave": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "bind,rslave", Propagation: "rslave"}, Options: []string{"bind", "rslave"}},
 	} {

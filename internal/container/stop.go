@@ -75,7 +75,7 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	if err != nil {
 		return failed(err)
 	}
-	if !c.Status().Phase.Running() {
+	if !c.settled().Phase.Running() {
 		return failed(errNotRunning(c))
 	}
 	// A user's kill is a stop: the restart policy does not act. Docker counts
@@ -151,7 +151,7 @@ func (s *Service) Stop(ctx context.Context, ref string, o StopOptions) error {
 		}
 		c.mu.Unlock()
 	}
-	if !c.Status().Phase.Running() {
+	if !c.settled().Phase.Running() {
 		return errs.New(errs.NotModified, "container %s is already stopped", c.Record().ID)
 	}
 	if err := s.stop(ctx, c, o); err != nil {

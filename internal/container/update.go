@@ -59,7 +59,8 @@ func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig)
 				return cannot(errs.Internal, err)
 			}
 		}
-		if err := s.keeper.Update(ctx, &keeper.Target{ID: string(r.ID), Limits: lr}); err != nil {
+		// One that has just ended, whose exit waits for this, gets them with its next start.
+		if err := s.keeper.Update(ctx, &keeper.Target{ID: string(r.ID), Limits: lr}); err != nil && !hasEnded(err) {
 			return cannot(errs.Internal, fmt.Errorf("runc did not terminate successfully: exit status 1: %w: unknown", err))
 		}
 	}
@@ -73,6 +74,12 @@ func (s Edits) Update(ctx context.Context, ref string, u container.UpdateConfig)
 		warnings = []string{}
 	}
 	return container.UpdateResponse{Warnings: warnings}, nil
+}
+
+// hasEnded reports whether the keeper says that a process is over.
+func hasEnded(err error) bool {
+	var f *keeper.Failure
+	return errors.As(err, &f) && (f.Kind == keeper.KindState || f.Kind == keeper.KindNotFound)
 }
 
 // mergeLimits puts what u sets over what is. Two ways to say the same of the

@@ -214,7 +214,7 @@ func (s launcher) mappedNS(r *Record, give func(specs.LinuxNamespaceType, int)) 
 			return err
 		}
 	}
-	net := -1
+	var net int
 	var err error
 	if hc.NetworkMode.IsContainer() {
 		net, err = s.joinNet(hc.NetworkMode.ConnectedContainer())

@@ -164,10 +164,10 @@ func (e *Engine) TryCall(ctx context.Context, method, path string, body any) (in
 // Eventually waits until f is true.
 func Eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(Patience()); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if f() {
 			return
 		}
 	}
-	t.Fatalf("not within 15s: %s", what)
+	t.Fatalf("not within %s: %s", Patience(), what)
 }

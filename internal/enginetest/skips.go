@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 // Reasons for which a test may be skipped. The list is short on purpose: a test
@@ -55,6 +56,15 @@ func RequireDocker(t testing.TB) {
 	if _, err := exec.LookPath("docker"); err != nil {
 		Skip(t, NeedsDocker)
 	}
+}
+
+// Patience is how long a test waits for what must come. An emulated machine is
+// ten times slower than others.
+func Patience() time.Duration {
+	if os.Getenv("BERTH_TEST_VM") != "" {
+		return time.Minute
+	}
+	return 15 * time.Second
 }
 
 // CgroupV2 tells whether the machine has the unified hierarchy alone.

@@ -111,20 +111,41 @@ func TestBadArchives(t *testing.T) {
 	evil := imageSpec{tags: []string{"evil:1"}, layers: [][]byte{base.layers[0], tarOf(t, entry{name: "../x", body: "x"})}}
 	other := imageSpec{tags: []string{"o:1"}, layers: [][]byte{base.layers[0], child.layers[1]}}
 	swapped := bytes.Replace(dockerArchive(t, nil, other), []byte("etc/c"), []byte("etc/z"), 1)
+	layout := func(kind, top string, blobs ...string) []byte { // an image layout whose index names top
+		entries := []entry{{name: "index.json", body: `{"manifests":[{"mediaType":"application/vnd.oci.image.` + kind + `.v1+json","digest":"` + string(digest.FromString(top)) + `"}]}`}}
+		for _, b := range append(blobs, top) {
+			entries = append(entries, entry{name: "blobs/sha256/" + digest.FromString(b).Encoded(), body: b})
+		}
+		return tarOf(t, entries...)
+	}
+	nested := []string{`{"schemaVersion":2,"manifests":[]}`}
+	for range 6 {
+		nested = append(nested, `{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"`+string(digest.FromString(nested[len(nested)-1]))+`"}]}`)
+	}
+	both := `{"schemaVersion":2,"config":{"digest":"` + string(digest.FromString("{}")) + `"},"layers":[{"digest":"` + string(digest.FromString("l")) + `"}],"manifests":[{"digest":"` + string(digest.FromString("{}")) + `"}]}`
 	for name, raw := range map[string][]byte{
-		"nothing":      {},
-		"no archive":   []byte(strings.Repeat("not a tar ", 200)),
-		"no manifest":  tarOf(t, entry{name: "x", body: "y"}),
-		"bad manifest": tarOf(t, entry{name: "manifest.json", body: "{"}),
-		"no config":    tarOf(t, entry{name: "manifest.json", body: `[{"Config":"../../etc/passwd","Layers":[]}]`}),
-		"link loop":    tarOf(t, entry{name: "manifest.json", link: "manifest.json", kind: '2'}),
-		"no layer":     without(t, good, base.mustName()),
-		"cut off":      good[:len(good)/2],
-		"escape":       dockerArchive(t, nil, evil),
-		"wrong digest": swapped,
-		"bad tag":      dockerArchive(t, nil, imageSpec{tags: []string{"Bad Name"}, layers: base.layers}),
-		"wrong blob":   tarOf(t, entry{name: "index.json", body: `{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + string(digest.FromString("a")) + `"}]}`}, entry{name: "blobs/sha256/" + digest.FromString("a").Encoded(), body: "b"}),
-		"index loop":   tarOf(t, entry{name: "index.json", body: `{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:x"}]}`}),
+		"image and index, as index": layout("index", both, "{}", "l"),
+		"image and index, as image": layout("manifest", both, "{}", "l"),
+		"another type than said":    layout("manifest", `{"mediaType":"application/vnd.oci.image.index.v1+json","config":{"digest":"`+string(digest.FromString("{}"))+`"}}`, "{}"),
+		"an unknown type":           layout("evil", `{"config":{"digest":"`+string(digest.FromString("{}"))+`"}}`, "{}"),
+		"indexes in indexes":        layout("index", nested[len(nested)-1], nested...),
+		"deep lists":                tarOf(t, entry{name: "manifest.json", body: strings.Repeat("[", 900_000)}),
+		"deep objects":              tarOf(t, entry{name: "index.json", body: strings.Repeat(`{"manifests":`, 70_000)}),
+		"config of lists":           tarOf(t, entry{name: "manifest.json", body: `[{"Config":"c","Layers":[]}]`}, entry{name: "c", body: strings.Repeat("[", 900_000)}),
+		"config with more layers":   tarOf(t, entry{name: "manifest.json", body: `[{"Config":"c","Layers":[]}]`}, entry{name: "c", body: `{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}`}),
+		"nothing":                   {},
+		"no archive":                []byte(strings.Repeat("not a tar ", 200)),
+		"no manifest":               tarOf(t, entry{name: "x", body: "y"}),
+		"bad manifest":              tarOf(t, entry{name: "manifest.json", body: "{"}),
+		"no config":                 tarOf(t, entry{name: "manifest.json", body: `[{"Config":"../../etc/passwd","Layers":[]}]`}),
+		"link loop":                 tarOf(t, entry{name: "manifest.json", link: "manifest.json", kind: '2'}),
+		"no layer":                  without(t, good, base.mustName()),
+		"cut off":                   good[:len(good)/2],
+		"escape":                    dockerArchive(t, nil, evil),
+		"wrong digest":              swapped,
+		"bad tag":                   dockerArchive(t, nil, imageSpec{tags: []string{"Bad Name"}, layers: base.layers}),
+		"wrong blob":                tarOf(t, entry{name: "index.json", body: `{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + string(digest.FromString("a")) + `"}]}`}, entry{name: "blobs/sha256/" + digest.FromString("a").Encoded(), body: "b"}),
+		"index loop":                tarOf(t, entry{name: "index.json", body: `{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:x"}]}`}),
 	} {
 		err := st.Load(context.Background(), bytes.NewReader(raw), LoadOptions{}, nil)
 		if err == nil || !errs.Is(err, errs.Invalid) {

@@ -363,8 +363,15 @@ func ociFailure(log, program string, code int) error {
 	return f
 }
 
+// libcTexts are errors in the words of the C library, as crun writes them, and in Go's.
+// Clients look for Go's to tell what a container's exit status would be.
+var libcTexts = strings.NewReplacer(
+	"No such file or directory", unix.ENOENT.Error(), "Permission denied", unix.EACCES.Error(), "Is a directory", unix.EISDIR.Error(),
+)
+
 // ociReason is a runtime's message without what the engine says itself.
 func ociReason(msg string) string {
+	msg = libcTexts.Replace(msg)
 	for _, p := range []string{"runc create failed: ", "runc start failed: ", "exec failed: ", "unable to start container process: ", "error during container init: "} {
 		msg = strings.TrimPrefix(msg, p)
 	}

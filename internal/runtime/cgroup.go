@@ -324,15 +324,16 @@ func (c *Cgroups) KillAll(g *Cgroup) {
 		if len(pids) == 0 {
 			return
 		}
-		c.killMembers(g, pids)
+		_ = c.Signal(g, pids, unix.SIGKILL)
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// killMembers kills those of the processes that are in the cgroup. A number that was
-// read there may have been given to another process since: what a pidfd
-// stands for is killed only if its number is still in the list afterwards.
-func (c *Cgroups) killMembers(g *Cgroup, pids []int) {
+// Signal sends a signal to those of the processes that are in the cgroup. A number
+// that was read there may have been given to another process since: what a pidfd
+// stands for gets the signal only if its number is still in the list afterwards.
+// The first error is returned; that a process is gone is none.
+func (c *Cgroups) Signal(g *Cgroup, pids []int, sig unix.Signal) (first error) {
 	for some := range slices.Chunk(pids, 64) {
 		fds := make(map[int]int, len(some))
 		for _, pid := range some {
@@ -343,11 +344,14 @@ func (c *Cgroups) killMembers(g *Cgroup, pids []int) {
 		members, _ := c.Pids(g)
 		for pid, fd := range fds {
 			if slices.Contains(members, pid) {
-				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+				if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH && first == nil { //nolint:errorlint // a bare errno
+					first = err
+				}
 			}
 			_ = unix.Close(fd)
 		}
 	}
+	return first
 }
 
 // Remove removes the cgroup and what the container made below it. It tries for

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 type specsDevice = specs.LinuxDevice
@@ -341,14 +342,20 @@ func TestKillSparesOthers(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	pid := cmd.Process.Pid
-	cg.killMembers(g, []int{pid})
-	if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(state), ") Z ") {
-		t.Error("a process that is not in the cgroup was killed")
+	if err := cg.Signal(g, []int{pid}, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-ended:
+		t.Fatal("a process that is not in the cgroup was killed")
+	case <-time.After(50 * time.Millisecond):
 	}
 	if err := os.WriteFile(g.V1[0]+"/cgroup.procs", []byte(fmt.Sprintln(pid)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cg.killMembers(g, []int{pid})
+	if err := cg.Signal(g, []int{pid}, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
 	select {
 	case <-ended:
 	case <-time.After(10 * time.Second):

@@ -73,7 +73,7 @@ func TestLogDrivers(t *testing.T) {
 			}
 			c.Must("rm", "wr")
 
-			c.Must("run", "-d", "--name", "fo", "--log-driver", driver, "--log-opt", "max-size=5k", "--log-opt", "max-file=100", "--log-opt", "mode=non-blocking",
+			c.Must("run", "-d", "--name", "fo", "--log-driver", driver, "--log-opt", "max-size=20k", "--log-opt", "max-file=10", "--log-opt", "mode=non-blocking",
 				img, "sh", "-c", "for i in $(seq 1000); do echo line $i; done; sleep 0.2; echo end")
 			lines := strings.Split(c.Must("logs", "-f", "fo"), "\n")
 			if len(lines) != 1001 || lines[0] != "line 1" || lines[999] != "line 1000" || lines[1000] != "end" {

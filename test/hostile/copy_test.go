@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -143,6 +144,25 @@ func TestCopyOddPaths(t *testing.T) {
 		c.check(e)
 		cl.Must("rm", "-f", "box")
 	}
+	// One that does not run: its bind mount stands for itself, and its links for places in it.
+	shared := filepath.Join(e.Dir, "shared")
+	if err := os.Mkdir(shared, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for name, to := range map[string]string{"abs": c.dir, "up": "../canary", "root": "/proc/self/root" + c.dir} {
+		if err := os.Symlink(to, filepath.Join(shared, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cl.Must("create", "--name", "box", "-v", shared+":/vol", img, "true")
+	for _, p := range []string{"/vol/abs", "/vol/up", "/vol/root", "/vol/../vol/up", "/vol/../../../.." + c.dir, "//vol//up"} {
+		if _, b := api(t, e, http.MethodGet, archiveOf(p+"/secret"), nil, ""); bytes.Contains(b, []byte("of the host")) {
+			t.Errorf("not running: cp from %s shows the host", p)
+		}
+		api(t, e, http.MethodPut, archiveOf(p), bytes.NewReader(planted(t, c.name(2), "secret")), "application/x-tar")
+	}
+	c.check(e)
+	cl.Must("rm", "-f", "box")
 	if cl.Must("run", "--rm", img, "echo", "fine") != "fine" {
 		t.Error("afterwards nothing runs")
 	}

@@ -173,7 +173,7 @@ func TestEndlessInput(t *testing.T) {
 			"garbage":       {chunk: []byte("garbage")},
 			"empty gzips":   {chunk: []byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00")},
 		} {
-			f.until = time.Now().Add(250 * time.Millisecond)
+			f.until = time.Now().Add(100 * time.Millisecond)
 			req, err := http.NewRequest(method, "http://berth"+path, io.NopCloser(f))
 			if err != nil {
 				t.Fatal(err)

@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"archive/tar"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,16 @@ func TestCoveredProc(t *testing.T) {
 				t.Errorf("%s/%s: %q %s", top, at, r.Out, r.Err)
 			}
 		}
+	}
+	// An image with a tree of its own in the place of the procfs.
+	image(t, e, "own", []entry{
+		{name: "proc/sys/kernel/hostname", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")}, {name: "proc/sys/net/ipv4/ip_forward", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")},
+		{name: "proc/self/oom_score_adj", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")}, {name: "proc/self/attr/apparmor/exec", kind: tar.TypeFifo, mode: 0o666}, {name: "proc/self/fd", kind: tar.TypeSymlink, link: c.dir, mode: 0o777},
+	})
+	cl.Must("run", "--name", "own", "--hostname", "real", "--sysctl", "net.ipv4.ip_forward=1", "--oom-score-adj", "100", "--ulimit", "nofile=99", "own",
+		"sh", "-c", "[ $(cat /proc/sys/kernel/hostname /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward | tr '\\n' ,) = real,100,1, ] && [ $(ulimit -n) = 99 ]")
+	if got := cl.Must("diff", "own"); got != "" {
+		t.Errorf("the image's own tree was written to: %s", got)
 	}
 	for _, at := range []string{"/l/sys", "/dev/l/sys", "/l/self/attr"} {
 		r := cl.Run("run", "--rm", "--hostname", "real", "-v", fake+":"+at, "linked", "sh", "-c", "cat /proc/sys/kernel/hostname; ls /proc/self/attr/current")
@@ -106,7 +117,7 @@ func TestPreparedDevices(t *testing.T) {
 			entries = append(entries, make(n))
 		}
 		image(t, e, "odd", entries)
-		for _, args := range [][]string{{"run", "--rm"}, {"run", "--rm", "-t"}, {"run", "--rm", "--read-only"}} {
+		for _, args := range [][]string{{"run", "--rm"}, {"run", "--rm", "-t", "--read-only"}} {
 			r := cl.Run(append(args, "odd", "sh", "-c", check)...)
 			if got := strings.ReplaceAll(r.Out, "\r", ""); got != "end\n" && got != "tty\nend\n" {
 				t.Errorf("%s, %q: %q %s", kind, args, got, r.Err)
@@ -188,7 +199,8 @@ func TestDescriptorsEverywhere(t *testing.T) {
 		t.Errorf("restart: %s", got)
 	}
 	// Programs that lead out of the root as working directories.
-	for _, dir := range []string{"/proc/1/root", "/proc/1/cwd", "/proc/self/root/../..", "/proc/1/root/tmp", "/proc/self/fd/5", "/proc/self/fd/401", "/proc/thread-self/root"} {
+	daemon := fmt.Sprintf("/proc/%d/", e.DaemonPID())
+	for _, dir := range []string{daemon + "root", daemon + "cwd", daemon + "root/tmp", "/proc/1/root", "/proc/1/cwd", "/proc/self/root/../..", "/proc/1/root/tmp", "/proc/self/fd/5", "/proc/self/fd/401", "/proc/thread-self/root"} {
 		for _, args := range [][]string{
 			{"run", "--rm", "--pid", "host", "-w", dir, img}, {"run", "--rm", "--pid", "host", "--privileged", "-w", dir, img},
 			{"exec", "-w", dir, "host"}, {"exec", "--privileged", "-w", dir, "host"}, {"exec", "-w", dir, "target"}, {"exec", "-w", dir, "own"},
@@ -198,7 +210,6 @@ func TestDescriptorsEverywhere(t *testing.T) {
 			}
 		}
 	}
-	// What made itself a process of the host's may not be told apart by a name in its tree.
 	c.Must("rm", "-f", "target", "own", "host", "health", "again")
 }
 

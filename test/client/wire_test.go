@@ -1,0 +1,140 @@
+package client
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"berth.dev/berth/internal/enginetest"
+)
+
+// raw sends a request that takes its connection over, and returns the answer's
+// status line with all that comes after it.
+func raw(t *testing.T, e *enginetest.Engine, path, body string) string {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", e.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: berth\r\nContent-Type: application/json\r\nConnection: Upgrade, close\r\nUpgrade: tcp\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+	var b bytes.Buffer
+	_, _ = b.ReadFrom(c)
+	return b.String()
+}
+
+// What other programs send to the API, and neither command line does.
+func TestOtherClients(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	call := func(method, path string, body, out any, want int) {
+		t.Helper()
+		if code, text := e.Call(method, path, body, out); code != want {
+			t.Errorf("%s %s: %d %s, want %d", method, path, code, text, want)
+		}
+	}
+	var made struct{ ID string }
+	type m = map[string]any
+
+	// The umask is the container's, for its program and for what is executed in it.
+	call(http.MethodPost, "/v1.56/containers/create?name=one", m{"Image": img, "Cmd": []string{"sleep", "1000"}, "HostConfig": m{"Umask": 0o027}}, &made, 201)
+	call(http.MethodPost, "/containers/one/start", nil, nil, 204)
+	if got := strings.TrimSpace(e.Docker("exec", "one", "sh", "-c", "umask; grep Umask /proc/1/status")); got != "0027\nUmask:\t0027" {
+		t.Errorf("umask: %q", got)
+	}
+
+	// How the output comes is the start's to say; whether there is a terminal, the creation's.
+	for _, tc := range []struct {
+		create, start bool
+		framed        bool
+	}{{true, true, false}, {true, false, true}, {false, true, false}, {false, false, true}} {
+		call(http.MethodPost, "/v1.47/containers/one/exec", m{"AttachStdout": true, "Tty": tc.create, "Cmd": []string{"sh", "-c", "test -t 1; echo $?"}}, &made, 201)
+		got := raw(t, e, "/v1.47/exec/"+made.ID+"/start", fmt.Sprintf(`{"Tty":%t}`, tc.start))
+		head, out, _ := strings.Cut(got, "\r\n\r\n")
+		want := "1\n"
+		if tc.create {
+			want = "0\r\n"
+		}
+		if tc.framed {
+			want = "\x01\x00\x00\x00\x00\x00\x00" + string(rune(len(want))) + want
+		}
+		if out != want || strings.Contains(head, "multiplexed") != tc.framed {
+			t.Errorf("%+v: %q %q, want %q", tc, head, out, want)
+		}
+	}
+
+	// SIGKILL is over when it is answered.
+	call(http.MethodPost, "/v1.47/containers/one/exec", m{"AttachStdout": true, "Tty": true, "Cmd": []string{"sleep", "1000"}}, &made, 201)
+	call(http.MethodPost, "/exec/"+made.ID+"/start", m{"Detach": true}, nil, 200)
+	call(http.MethodPost, "/containers/one/kill", nil, nil, 204)
+	call(http.MethodPost, "/exec/"+made.ID+"/resize?h=40&w=40", nil, nil, 409)
+	call(http.MethodDelete, "/containers/one", nil, nil, 204)
+	for range 10 {
+		e.Docker("run", "-d", "--name", "killed", img, "sleep", "1000")
+		e.Docker("kill", "killed")
+		e.Docker("rm", "killed")
+	}
+
+	// Bad keys are told before the connection is anything else.
+	call(http.MethodPost, "/containers/create?name=two", m{"Image": img, "Tty": true}, &made, 201)
+	if got := raw(t, e, "/containers/two/attach?stream=1&detachKeys=ctrl-A,a", ""); !strings.HasPrefix(got, "HTTP/1.1 400") || !strings.Contains(got, "Invalid detach keys (ctrl-A,a) provided") {
+		t.Errorf("detach keys: %q", got)
+	}
+
+	// Only an import from a URL tells how far it is.
+	if got := raw(t, e, "/images/create?fromSrc=-&repo=empty", strings.Repeat("\x00", 1024)); strings.Contains(got, "Importing") || !strings.Contains(got, `{"status":"sha256:`) {
+		t.Errorf("import: %s", got)
+	}
+
+	// Annotations can be looked for.
+	call(http.MethodPost, "/v1.56/containers/create?name=noted", m{"Image": img, "HostConfig": m{"Annotations": m{"k": "v"}}}, &made, 201)
+	for filter, want := range map[string]int{"k": 1, "k=v": 1, "k=w": 0, "l": 0} {
+		var list []m
+		call(http.MethodGet, `/containers/json?all=1&filters={"annotation":["`+filter+`"]}`, nil, &list, 200)
+		if len(list) != want {
+			t.Errorf("annotation %s: %d containers, want %d", filter, len(list), want)
+		}
+	}
+}
+
+// A read-only mount is read-only with all that is mounted below it, unless told
+// otherwise; and the engine's own files are shown by slaves.
+func TestReadOnlyBelow(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	e.Each(t, func(t *testing.T, c *enginetest.Client) {
+		for _, tc := range []struct {
+			args []string
+			want string
+		}{
+			{[]string{"-v", "/dev:/d:ro"}, "ro"},
+			{[]string{"--mount", "type=bind,src=/dev,dst=/d,ro"}, "ro"},
+			{[]string{"--mount", "type=bind,src=/dev,dst=/d,ro,bind-propagation=rprivate,bind-recursive=readonly"}, "ro"},
+			{[]string{"--mount", "type=bind,src=/dev,dst=/d,ro,bind-recursive=writable"}, "rw"},
+			{[]string{"-v", "/dev:/d"}, "rw"},
+		} {
+			out := c.Must(append(append([]string{"run", "--rm"}, tc.args...), img, "awk", `$5 == "/d/shm" { print substr($6, 1, 2) }`, "/proc/self/mountinfo")...)
+			for _, got := range strings.Fields(out) {
+				if got != tc.want {
+					t.Errorf("%v: /dev/shm is %s, want %s", tc.args, got, tc.want)
+				}
+			}
+		}
+		for source, want := range map[string]string{e.DataRoot: "rslave", e.DataRoot + "/containers": "rslave", e.Dir: "rslave", "/usr": "rprivate"} {
+			c.Must("create", "--name", "mm", "-v", source+":/m", img)
+			if got := strings.TrimSpace(c.Must("inspect", "-f", "{{(index .Mounts 0).Propagation}}", "mm")); got != want {
+				t.Errorf("%s: %s, want %s", source, got, want)
+			}
+			c.Must("rm", "mm")
+		}
+		if r := c.Run("create", "-v", e.DataRoot+":/m:private", img); r.Code == 0 || !strings.Contains(r.Err, `must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root`) {
+			t.Errorf("a private copy of the engine's own files: %d %q", r.Code, r.Err)
+		}
+		if r := c.Run("create", "--pid", "container:nope", img); r.Code == 0 || !strings.Contains(r.Err, "No such container: nope") {
+			t.Errorf("the pid namespace of no container: %d %q", r.Code, r.Err)
+		}
+	})
+}
