@@ -32,7 +32,7 @@ PACKAGES  ?= ./...
 TESTFLAGS ?= -p 2 -timeout 12m
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test check lint bench fuzz stress test-vm test-systemd-vm dev install uninstall clean starter test-deps
+.PHONY: help build run test check lint bench fuzz stress conformance test-vm test-systemd-vm dev install uninstall clean starter test-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ fuzz: starter ## run each fuzz test for FUZZTIME (20s)
 stress: test-deps build ## 2,000 containers in random order, the engine killed 20 times; long races
 	BERTH_STRESS=full scripts/test -count 1 -v -timeout 60m -run TestStress ./test/stress
 	BERTH_STRESS=full scripts/test -count 1 -v -timeout 60m -run 'Race$$' ./test/hostile
+
+conformance: test-deps build ## suites written for other engines; test/conformance/exceptions tells what is left out
+	scripts/conformance
 
 test-vm: test-deps build ## the root tests in a small virtual machine: Debian's kernel, cgroup v2
 	scripts/test-vm

@@ -344,7 +344,7 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 		return bad("invalid USER mode: %s", hc.UsernsMode)
 	}
 	if !hc.CgroupnsMode.Valid() {
-		return bad("invalid CGROUP mode: %s", hc.CgroupnsMode)
+		return bad("invalid cgroup namespace mode: %s", hc.CgroupnsMode)
 	}
 	if _, err := s.def.Load().foreign(hc.Runtime); err != nil {
 		return nil, err

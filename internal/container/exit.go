@@ -105,11 +105,12 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 	} else {
 		c.networkEvent(s, events.ActionDisconnect)
 	}
+	// An exit is one also when the restart policy has more in mind.
+	c.wake(false, container.WaitResponse{StatusCode: int64(e.Code)})
 	if restart {
 		s.scheduleRestart(c, ran)
 		return
 	}
-	c.wake(false, container.WaitResponse{StatusCode: int64(e.Code)})
 	if r.HostConfig.AutoRemove {
 		if err := s.remove(c, RemoveOptions{Volumes: true}); err != nil {
 			s.o.Log.Error("cannot remove a container", "id", r.ID, "error", err)

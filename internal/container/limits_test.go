@@ -114,8 +114,14 @@ func TestMergeLimits(t *testing.T) {
 			t.Errorf("%+v: %v, want %q", c.update, err, c.err)
 		}
 		if err == nil && (c.update.Memory != 0 && to.Memory != c.update.Memory || c.update.MemorySwap != 0 && to.MemorySwap != c.update.MemorySwap ||
-			to.NanoCPUs != c.update.NanoCPUs || to.BlkioWeight != c.update.BlkioWeight || to.PidsLimit != c.update.PidsLimit || to.CpusetCpus != c.update.CpusetCpus) {
+			to.NanoCPUs != c.update.NanoCPUs || to.BlkioWeight != c.update.BlkioWeight || (to.PidsLimit == nil) != (c.update.PidsLimit == nil) || to.CpusetCpus != c.update.CpusetCpus) {
 			t.Errorf("%+v became %+v", c.update, to)
+		}
+	}
+	for in, want := range map[int64]int64{5: 5, 0: 0, -1: 0, -2: 0} {
+		to := container.Resources{PidsLimit: &one}
+		if err := mergeLimits(&to, &container.Resources{PidsLimit: &in}); err != nil || *to.PidsLimit != want {
+			t.Errorf("pids limit %d became %d: %v", in, *to.PidsLimit, err)
 		}
 	}
 }

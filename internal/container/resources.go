@@ -175,7 +175,7 @@ func resources(r *container.Resources, out *specs.LinuxResources) error {
 		cpu.RealtimeRuntime = &r.CPURealtimeRuntime
 	}
 	out.CPU = cpu
-	if r.PidsLimit != nil && *r.PidsLimit != 0 {
+	if r.PidsLimit != nil { // 0 after an update that took the limit away
 		n := pidsLimit(*r.PidsLimit)
 		out.Pids = &specs.LinuxPids{Limit: &n}
 	}

@@ -122,7 +122,8 @@ func mergeLimits(to, u *container.Resources) error {
 		to.CpusetMems = u.CpusetMems
 	}
 	if u.PidsLimit != nil {
-		to.PidsLimit = u.PidsLimit
+		n := max(*u.PidsLimit, 0) // all that is not a limit takes it away, and is shown as 0
+		to.PidsLimit = &n
 	}
 	if len(u.BlkioWeightDevice) > 0 {
 		to.BlkioWeightDevice = u.BlkioWeightDevice

@@ -122,6 +122,9 @@ func bind(k portKey) (int, error) {
 	return fd, nil
 }
 
+// publisher opens and closes the ports of containers.
+type publisher struct{ *Service }
+
 // want is one port that a container publishes.
 type want struct {
 	proto       uint8
@@ -131,7 +134,7 @@ type want struct {
 }
 
 // wanted reads the bindings of a container, in a stable order.
-func (s *Service) wanted(a *Attachment, ep *Endpoint, hostIP netip.Addr) ([]want, error) {
+func (s publisher) wanted(a *Attachment, ep *Endpoint, hostIP netip.Addr) ([]want, error) {
 	var out []want
 	add := func(p network.Port, b network.PortBinding) error {
 		w := want{proto: protocols[p.Proto()], port: p.Num(), host: b.HostIP}
@@ -204,7 +207,7 @@ func (s *Service) wanted(a *Attachment, ep *Endpoint, hostIP netip.Addr) ([]want
 }
 
 // publish takes the ports of a container: all of them or none.
-func (s *Service) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []Binding, err error) {
+func (s publisher) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []Binding, err error) {
 	list, err := s.wanted(a, ep, hostIP)
 	if err != nil || len(list) == 0 {
 		return nil, err
@@ -297,7 +300,7 @@ func (p *ports) retake(container string, list []Binding) {
 }
 
 // unpublish gives ports back.
-func (s *Service) unpublish(container string, list []Binding) {
+func (s publisher) unpublish(container string, list []Binding) {
 	s.ports.mu.Lock()
 	defer s.ports.mu.Unlock()
 	for _, b := range list {

@@ -129,14 +129,14 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 	for i, o := range order {
 		if o.net.Driver == "bridge" && !o.net.Internal {
 			b.Through = i
-			if b.Bindings, err = s.publish(a, b.Endpoints[i], o.net.HostIP); err != nil {
+			if b.Bindings, err = (publisher{s}).publish(a, b.Endpoints[i], o.net.HostIP); err != nil {
 				return nil, err
 			}
 			break
 		}
 	}
 	if len(b.Bindings) > 0 {
-		u.Add(func() { s.unpublish(a.Container, b.Bindings) })
+		u.Add(func() { (publisher{s}).unpublish(a.Container, b.Bindings) })
 		if s.fw != nil {
 			if err := s.fw.Publish(b.mappings()); err != nil {
 				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -182,7 +182,7 @@ func (s *Service) Release(container string) {
 			s.o.Log.Warn("cannot withdraw published ports", "container", container, "error", err)
 		}
 	}
-	s.unpublish(container, b.Bindings)
+	(publisher{s}).unpublish(container, b.Bindings)
 	for _, e := range b.Endpoints {
 		n, err := s.find(e.Network)
 		if err != nil {
@@ -524,7 +524,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		if s.fw != nil {
 			_ = s.fw.Withdraw(old.mappings())
 		}
-		s.unpublish(container, old.Bindings)
+		(publisher{s}).unpublish(container, old.Bindings)
 		b.Bindings, b.Through = nil, 0
 	case i < old.Through:
 		b.Through--

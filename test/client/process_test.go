@@ -48,7 +48,7 @@ func TestSharedNamespaces(t *testing.T) {
 			{"run --rm --network none --ipc container:open IMG sh -c echo␣back>/dev/shm/g", "", "", 0},
 			{"exec open cat /dev/shm/g", "back", "", 0},
 			{"run --rm --network none --ipc container:stopped IMG true", "", "failed to join IPC namespace: container " + stopped + " is not running", 125},
-			{"run --rm --network none --ipc container:nobody IMG true", "", "failed to join IPC namespace: No such container: nobody", 125},
+			{"run --rm --network none --ipc container:nobody IMG true", "", "No such container: nobody", 125},
 			{"run --rm --network none --ipc none IMG ls /dev/shm", "", "No such file or directory", 1},
 			{"run --rm --network none --ipc private IMG ls -d /dev/shm", "/dev/shm", "", 0},
 			{"run --rm --network none --ipc odd IMG true", "", "invalid IPC mode: odd", 125},

@@ -78,6 +78,31 @@ func TestOtherClients(t *testing.T) {
 		e.Docker("rm", "killed")
 	}
 
+	// A run in the foreground ends with the first exit, whatever the restart policy.
+	for _, c := range e.Clients() {
+		if r := c.RunIn(strings.NewReader("exit 11"), "run", "-i", "--name", "again", "--restart", "always", img, "sh"); r.Code != 11 {
+			t.Errorf("%q: %d %q", r.Args, r.Code, r.Err)
+		}
+		c.Must("rm", "-f", "again")
+	}
+
+	// A limit that an update takes away is gone from the cgroup, and shown as 0.
+	for _, none := range []int{0, -1, -2} {
+		e.Docker("run", "-d", "--name", "pids", "--pids-limit", "32", img, "sleep", "1000")
+		call(http.MethodPost, "/containers/pids/update", m{"PidsLimit": none}, nil, 200)
+		if got := strings.Fields(e.Docker("exec", "pids", "sh", "-c", "cat /sys/fs/cgroup/pids/pids.max || cat /sys/fs/cgroup/pids.max")); len(got) != 1 || got[0] != "max" {
+			t.Errorf("pids limit %d: %q", none, got)
+		}
+		if got := strings.TrimSpace(e.Docker("inspect", "-f", "{{.HostConfig.PidsLimit}}", "pids")); got != "0" {
+			t.Errorf("pids limit %d is shown as %q", none, got)
+		}
+		e.Docker("rm", "-f", "pids")
+	}
+
+	// A path may climb out of the root: it stays there.
+	e.Docker("run", "--name", "path", img, "touch", "/tmp/there")
+	e.Docker("cp", "path:../../../tmp/there", t.TempDir())
+
 	// Bad keys are told before the connection is anything else.
 	call(http.MethodPost, "/containers/create?name=two", m{"Image": img, "Tty": true}, &made, 201)
 	if got := raw(t, e, "/containers/two/attach?stream=1&detachKeys=ctrl-A,a", ""); !strings.HasPrefix(got, "HTTP/1.1 400") || !strings.Contains(got, "Invalid detach keys (ctrl-A,a) provided") {
