@@ -28,6 +28,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -70,6 +71,7 @@ type Record struct {
 	Config     *container.Config         `json:"config"`
 	HostConfig *container.HostConfig     `json:"hostConfig"`
 	Networks   *network.NetworkingConfig `json:"networks,omitempty"`
+	Left       map[string]bool           `json:"left,omitempty"` // networks that it was taken off, by name
 	Mounts     []Mount                   `json:"mounts,omitempty"`
 	Driver     string                    `json:"driver"`
 }
@@ -146,6 +148,9 @@ type Defaults struct {
 	Ulimits      []*container.Ulimit
 	Seccomp      string // path of a profile, "" for the built-in one, "unconfined"
 	DNS          []string
+	DNSSearch    []string
+	DNSOptions   []string
+	HostGateway  []netip.Addr // what "host-gateway" stands for; those of the default bridge when empty
 	Shutdown     time.Duration
 }
 

@@ -378,8 +378,6 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	}
 	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
-	} else if len(hc.PortBindings) > 0 && !hc.NetworkMode.IsContainer() {
-		warnings = append(warnings, "Published ports are discarded: this engine has no bridge network yet, the container is reachable by --network host only")
 	}
 	if err := s.def.Load().logConfig(&hc.LogConfig); err != nil {
 		return nil, err

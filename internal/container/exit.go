@@ -100,7 +100,11 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 	}
 	attrs := []string{"exitCode", strconv.Itoa(e.Code), "execDuration", strconv.Itoa(int(ran.Seconds()))}
 	s.event(c, events.ActionDie, attrs...)
-	c.networkEvent(s, events.ActionDisconnect)
+	if (Nets{s}).own(r) {
+		s.o.Networks.Release(string(r.ID))
+	} else {
+		c.networkEvent(s, events.ActionDisconnect)
+	}
 	// An exit is one also when the restart policy has more in mind.
 	c.wake(false, container.WaitResponse{StatusCode: int64(e.Code)})
 	if restart {

@@ -19,6 +19,8 @@ type (
 	roots struct{ *Service }
 	// recovery brings records, keeper and disk to agreement.
 	recovery struct{ *Service }
+	// Nets puts containers on networks.
+	Nets struct{ *Service }
 	// Edits changes what a container is: rename, update, and prune.
 	Edits struct{ *Service }
 )

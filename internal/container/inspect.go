@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
 
 	"berth.dev/berth/internal/snapshot"
@@ -31,6 +30,7 @@ func (s Views) Inspect(ctx context.Context, ref string, size bool) (container.In
 	}
 	r, st := c.Record(), c.Status()
 	hc := *r.HostConfig
+	hc.Links = Nets(s).shownLinks(r)
 	out := container.InspectResponse{
 		ID: string(r.ID), Created: apiTime(r.Created), Path: r.Path, Args: append([]string{}, r.Args...), Image: string(r.Image),
 		Name: "/" + r.Name, RestartCount: st.RestartCount, Driver: r.Driver, Platform: r.Platform,
@@ -40,7 +40,7 @@ func (s Views) Inspect(ctx context.Context, ref string, size bool) (container.In
 			Restarting: st.Phase == Restarting, OOMKilled: st.OOMKilled, Dead: st.Phase == Dead, Pid: st.Pid, ExitCode: st.ExitCode,
 			Error: st.Error, StartedAt: apiTime(st.StartedAt), FinishedAt: apiTime(st.FinishedAt), Health: c.healthOf(st),
 		},
-		NetworkSettings: &container.NetworkSettings{Ports: network.PortMap{}, Networks: s.endpoints(r, st)},
+		NetworkSettings: &container.NetworkSettings{Ports: Nets(s).portMap(r, st), Networks: Nets(s).endpoints(r, st)},
 	}
 	if !st.StartedAt.IsZero() {
 		net := s.netDir(r)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/network"
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
@@ -83,7 +82,7 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 		if ancestors != nil && !ancestors[string(r.Image)] {
 			continue
 		}
-		if !matches(f, r, st) {
+		if !matches(f, r, st) || f.Has("network") && !Nets(s).isOn(r, f["network"]) {
 			continue
 		}
 		sum := s.summary(r, st)
@@ -132,12 +131,6 @@ func matches(f filter.Args, r *Record, st *Status) bool {
 	if f.Has("is-task") && f["is-task"][0] == "true" {
 		return false
 	}
-	if f.Has("network") {
-		name := networkName(r)
-		if !f.Exact("network", name) {
-			return false
-		}
-	}
 	if f.Has("volume") && !slices.ContainsFunc(r.Mounts, func(m Mount) bool {
 		return slices.Contains(f["volume"], m.Name) || slices.Contains(f["volume"], m.Source) || slices.Contains(f["volume"], m.Destination)
 	}) {
@@ -160,7 +153,8 @@ func matches(f filter.Args, r *Record, st *Status) bool {
 	return true
 }
 
-// networkName is the network that a container is on, as a user calls it.
+// networkName is the network that a container is on, as a user calls it, for
+// those that have none of their own.
 func networkName(r *Record) string {
 	switch m := r.HostConfig.NetworkMode; {
 	case m.IsHost():
@@ -175,12 +169,12 @@ func networkName(r *Record) string {
 func (s Views) summary(r *Record, st *Status) container.Summary {
 	sum := container.Summary{
 		ID: string(r.ID), Names: []string{"/" + r.Name}, Image: s.imageName(r), ImageID: string(r.Image),
-		Command: command(r), Created: r.Created.Unix(), Ports: []container.PortSummary{}, Labels: r.Config.Labels,
+		Command: command(r), Created: r.Created.Unix(), Ports: Nets(s).ports(r, st), Labels: r.Config.Labels,
 		State: st.Phase.api(), Status: statusText(st), Mounts: mountPoints(r),
 	}
 	sum.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
 	sum.HostConfig.Annotations = r.HostConfig.Annotations
-	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: s.endpoints(r, st)}
+	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: Nets(s).endpoints(r, st)}
 	if sum.Labels == nil {
 		sum.Labels = map[string]string{}
 	}
@@ -219,26 +213,6 @@ func mountPoints(r *Record) []container.MountPoint {
 		}
 	}
 	return out
-}
-
-// endpoints shows the network that the container is on. An isolated one has
-// no address.
-func (s Views) endpoints(r *Record, st *Status) map[string]*network.EndpointSettings {
-	if r.HostConfig.NetworkMode.IsContainer() {
-		return map[string]*network.EndpointSettings{}
-	}
-	name := networkName(r)
-	ep := &network.EndpointSettings{}
-	if r.Networks != nil {
-		if own := r.Networks.EndpointsConfig[name]; own != nil {
-			c := *own
-			ep = &c
-		}
-	}
-	if st.Phase.Running() || st.Phase == Exited {
-		ep.NetworkID = s.o.Networks.ID(name)
-	}
-	return map[string]*network.EndpointSettings{name: ep}
 }
 
 // statusText is the STATUS column of ps.

@@ -71,6 +71,15 @@ func (s recovery) reconcile(h *keeper.Hello) {
 			}
 		}
 	}
+	s.o.Networks.Keep(func(id string) int {
+		s.mu.RLock()
+		c := s.byID[ID(id)]
+		s.mu.RUnlock()
+		if c == nil || !c.Status().Phase.Running() {
+			return 0
+		}
+		return c.Status().Pid
+	})
 	var restart []*Container
 	for _, c := range s.all() {
 		c.mu.Lock()

@@ -43,6 +43,7 @@ func (s Edits) Rename(_ context.Context, ref, name string) error {
 		return err
 	}
 	c.rec.Store(&r)
+	s.o.Networks.Rename(string(r.ID), r.Name)
 	s.release(old.Name, old.ID)
 	s.event(c, events.ActionRename, "oldName", "/"+old.Name)
 	return nil

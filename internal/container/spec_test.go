@@ -3,7 +3,6 @@ package container
 import (
 	"encoding/json"
 	"flag"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -272,15 +271,5 @@ func TestMerge(t *testing.T) {
 		if !slices.Equal(base, c.base) {
 			t.Errorf("%v was changed to %v", base, c.base)
 		}
-	}
-}
-
-func TestResolvConf(t *testing.T) {
-	hc := &container.HostConfig{DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9")}, DNSSearch: []string{"a.example", "b.example"}, DNSOptions: []string{"ndots:2"}}
-	if got := resolvConf(hc, []string{"1.1.1.1"}); got != "nameserver 9.9.9.9\nsearch a.example b.example\noptions ndots:2\n" {
-		t.Errorf("%q", got)
-	}
-	if got := resolvConf(&container.HostConfig{DNSSearch: []string{"."}, DNSOptions: []string{"x"}}, []string{"1.1.1.1"}); got != "nameserver 1.1.1.1\noptions x\n" {
-		t.Errorf("%q", got)
 	}
 }

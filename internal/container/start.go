@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -98,7 +96,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 
 	// 3. The network namespace, pinned before any process exists.
 	join := func(t specs.LinuxNamespaceType, fd int) { req.NSFD[t] = give(fd) }
-	remapped := s.userns.holds(r.HostConfig)
+	remapped, nets := s.userns.holds(r.HostConfig), Nets{s}
 	if remapped {
 		if err := l.mappedNS(r, join); err != nil {
 			return err
@@ -106,13 +104,31 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if req.IDs, err = s.userns.hostIDs(user.User); err != nil {
 			return err
 		}
-	} else {
-		ns := namespaces{}
-		if ns.net, ns.ownNet, err = l.netNS(c); err != nil {
+	} else if !nets.own(r) {
+		net, err := l.netNS(r)
+		if err != nil {
 			return err
 		}
-		if ns.net >= 0 {
-			join(specs.NetworkNamespace, ns.net)
+		if net >= 0 {
+			join(specs.NetworkNamespace, net)
+		}
+	}
+	var links []link
+	if nets.own(r) {
+		into := -1 // a namespace of the network's making, unless the user namespace brings one
+		if fd, ok := req.NSFD[specs.NetworkNamespace]; ok {
+			into = fds[fd]
+		}
+		if links, err = nets.links(r); err != nil {
+			return err
+		}
+		fd, err := nets.attach(ctx, r, into, links)
+		if err != nil {
+			return err
+		}
+		u.Add(func() { s.o.Networks.Release(string(r.ID)) })
+		if into < 0 {
+			join(specs.NetworkNamespace, fd)
 		}
 	}
 	if err := l.joinPIDAndIPC(r, join); err != nil {
@@ -122,6 +138,9 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	// 4. The specification.
 	if req.Spec, err = buildSpec(r, specInput{user: user, defaults: *s.def.Load(), cgroupV2: s.v2(), dir: s.netDir(r), caps: s.caps(), remapped: remapped}); err != nil {
 		return err
+	}
+	for _, x := range links {
+		req.Spec.Process.Env = append(req.Spec.Process.Env, x.environment(r.Name)...)
 	}
 	if len(r.HostConfig.DeviceRequests) > 0 {
 		if err = addRequested(req.Spec, s.o.CDI, r.HostConfig.DeviceRequests); err != nil {
@@ -218,7 +237,9 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		return err
 	}
 	shipping{s}.begin(c, shipped)
-	c.networkEvent(s, events.ActionConnect)
+	if !nets.own(r) {
+		c.networkEvent(s, events.ActionConnect)
+	}
 	s.event(c, events.ActionStart)
 	if checked {
 		Execs{s}.watchHealth(c)
@@ -303,26 +324,16 @@ func (s launcher) startError(err error) error {
 	return errs.Wrap(errs.Internal, err, "cannot start the container")
 }
 
-// namespaces is what a start joins.
-type namespaces struct {
-	net    int
-	ownNet bool
-}
-
-// netNS returns the network namespace to join, -1 for the host's.
-func (s launcher) netNS(c *Container) (fd int, own bool, err error) {
-	m := c.Record().HostConfig.NetworkMode
-	switch {
+// netNS returns the namespace of a container that has no interfaces of its own,
+// -1 for the host's.
+func (s launcher) netNS(r *Record) (int, error) {
+	switch m := r.HostConfig.NetworkMode; {
 	case m.IsHost():
-		return -1, false, nil
+		return -1, nil
 	case m.IsContainer():
-		fd, err := s.joinNet(m.ConnectedContainer())
-		return fd, false, err
-	case m.IsUserDefined():
-		return -1, false, errs.New(errs.NotFound, "network %s not found", m)
+		return s.joinNet(m.ConnectedContainer())
 	default:
-		fd, err := s.o.Networks.Isolated()
-		return fd, true, err
+		return s.o.Networks.Isolated()
 	}
 }
 
@@ -380,114 +391,4 @@ func (s launcher) openSource(r *Record, m specs.Mount) (int, error) {
 		}
 	}
 	return -1, errs.New(errs.Invalid, "invalid mount config for type %q: cannot bind %s: %v", mount.TypeBind, m.Source, err)
-}
-
-// netDir is the directory of the container whose network files are shown.
-func (s *Service) netDir(r *Record) string {
-	if m := r.HostConfig.NetworkMode; m.IsContainer() {
-		if other, err := s.Get(m.ConnectedContainer()); err == nil && other.Record().ID != r.ID {
-			other.shared.Store(true)
-			return s.netDir(other.Record())
-		}
-	}
-	return s.dir(r.ID)
-}
-
-// writeNetFiles writes hostname, hosts and resolv.conf.
-func (s launcher) writeNetFiles(r *Record) error {
-	if r.HostConfig.NetworkMode.IsContainer() {
-		return nil // those of the other container are shown
-	}
-	dir := s.dir(r.ID)
-	write := func(name, text string) error { return rewrite(filepath.Join(dir, name), text) }
-	if err := write("hostname", r.Config.Hostname+"\n"); err != nil {
-		return err
-	}
-	var hosts strings.Builder
-	if r.HostConfig.NetworkMode.IsHost() {
-		raw, _ := os.ReadFile("/etc/hosts")
-		hosts.Write(raw)
-	} else {
-		hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-	}
-	for _, h := range r.HostConfig.ExtraHosts {
-		if name, ip, ok := cutHost(h); ok {
-			fmt.Fprintf(&hosts, "%s\t%s\n", ip, name)
-		}
-	}
-	if err := write("hosts", hosts.String()); err != nil {
-		return err
-	}
-	if err := write("resolv.conf", resolvConf(r.HostConfig, s.def.Load().DNS)); err != nil {
-		return err
-	}
-	if s.userns != nil {
-		return s.ownNetFiles(r)
-	}
-	return nil
-}
-
-// rewrite makes the content of a small file text, in place: the file may be
-// mounted. One that holds it already, in a directory used again, is left alone.
-func rewrite(path, text string) error {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	buf := make([]byte, len(text)+1)
-	n, err := unix.Pread(fd, buf, 0)
-	if err == nil && string(buf[:n]) == text {
-		return nil
-	}
-	if _, err := unix.Pwrite(fd, []byte(text), 0); err != nil {
-		return &os.PathError{Op: "write", Path: path, Err: err}
-	}
-	if n <= len(text) && err == nil && n < len(buf) {
-		return nil // it was not longer
-	}
-	return unix.Ftruncate(fd, int64(len(text)))
-}
-
-func cutHost(h string) (name, ip string, ok bool) {
-	if name, ip, ok = strings.Cut(h, "="); ok {
-		return name, ip, true
-	}
-	return strings.Cut(h, ":")
-}
-
-// resolvConf is the host's file, changed by --dns, --dns-search and --dns-option.
-func resolvConf(hc *container.HostConfig, defaults []string) string {
-	raw, _ := os.ReadFile("/etc/resolv.conf")
-	var dns []string
-	for _, a := range hc.DNS {
-		dns = append(dns, a.String())
-	}
-	if len(dns) == 0 {
-		dns = defaults
-	}
-	var b strings.Builder
-	keep := func(key string, own []string) {
-		if len(own) > 0 {
-			return
-		}
-		for line := range strings.Lines(string(raw)) {
-			if strings.HasPrefix(line, key) {
-				b.WriteString(strings.TrimRight(line, "\n") + "\n")
-			}
-		}
-	}
-	keep("nameserver", dns)
-	for _, d := range dns {
-		b.WriteString("nameserver " + d + "\n")
-	}
-	keep("search", hc.DNSSearch)
-	if len(hc.DNSSearch) > 0 && hc.DNSSearch[0] != "." {
-		b.WriteString("search " + strings.Join(hc.DNSSearch, " ") + "\n")
-	}
-	keep("options", hc.DNSOptions)
-	if len(hc.DNSOptions) > 0 {
-		b.WriteString("options " + strings.Join(hc.DNSOptions, " ") + "\n")
-	}
-	return b.String()
 }

@@ -309,7 +309,7 @@ func TestListFilters(t *testing.T) {
 		``: true, `{"name":["web"]}`: true, `{"name":["we"]}`: true, `{"name":["^/web$"]}`: true, `{"name":["x"]}`: false, `{"name":["^eb"]}`: false,
 		`{"id":["0123"]}`: true, `{"id":["123"]}`: false, `{"status":["running"]}`: true, `{"status":["exited","running"]}`: true, `{"status":["exited"]}`: false,
 		`{"label":["a"]}`: true, `{"label":["a=1"]}`: true, `{"label":["a=2"]}`: false, `{"label":["a","c"]}`: false, `{"label":["b="]}`: true,
-		`{"network":["host"]}`: true, `{"network":["none"]}`: false, `{"volume":["/srv"]}`: true, `{"volume":["/data"]}`: true, `{"volume":["/x"]}`: false,
+		`{"volume":["/srv"]}`: true, `{"volume":["/data"]}`: true, `{"volume":["/x"]}`: false,
 		`{"expose":["80/tcp"]}`: true, `{"expose":["80"]}`: true, `{"expose":["81"]}`: false, `{"is-task":["true"]}`: false, `{"is-task":["false"]}`: true,
 		`{"name":["["]}`: false, `{"status":{"running":true}}`: true,
 	} {

@@ -42,7 +42,7 @@ func SystemConfig(c *Config, id string) system.Config {
 		InitBinary:     "berth-init",
 		SeccompProfile: c.Default.SeccompProfile, NoNewPrivileges: c.Default.NoNewPrivs,
 		UserNS:      c.UsernsRemap != "",
-		Plugins:     apisystem.PluginsInfo{Volume: []string{"local"}, Network: []string{"host", "null"}, Authorization: c.AuthPlugins, Log: drivers.Names()},
+		Plugins:     apisystem.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Authorization: c.AuthPlugins, Log: drivers.Names()},
 		Registry:    registryInfo(&c.Image),
 		CDISpecDirs: c.CDISpecDirs,
 		Proxy:       system.Proxy{HTTP: proxy(c.Proxy.HTTP, "HTTP_PROXY"), HTTPS: proxy(c.Proxy.HTTPS, "HTTPS_PROXY"), No: proxy(c.Proxy.No, "NO_PROXY")},

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path"
@@ -29,6 +30,7 @@ import (
 	"berth.dev/berth/internal/idmap"
 	"berth.dev/berth/internal/image"
 	enginenetwork "berth.dev/berth/internal/network"
+	"berth.dev/berth/internal/network/ipam"
 	"berth.dev/berth/internal/plugin"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
@@ -108,7 +110,12 @@ func NewServices(c *Config) (_ *Services, err error) {
 		return nil, err
 	}
 	u.Add(func() { _ = images.Close() })
-	networks, err := enginenetwork.Open(enginenetwork.Options{DB: db, Log: log})
+	networks, err := enginenetwork.Open(enginenetwork.Options{
+		DB: db, Log: log, Config: networkConfig(c),
+		Event: func(action events.Action, id string, attributes map[string]string) {
+			b.Log(events.NetworkEventType, action, id, attributes)
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -148,14 +155,14 @@ func NewServices(c *Config) (_ *Services, err error) {
 	views, files := enginecontainer.Views{Service: containers}, enginecontainer.Files{Service: containers}
 	edits, streams := enginecontainer.Edits{Service: containers}, enginecontainer.Streams{Service: containers}
 	api := APIOptions(c)
-	api.DefaultNetwork = "none" // until there is a bridge to be the default
+	api.DefaultNetwork = networks.DefaultName()
 	api.Authorizer = plugins
 	return &Services{
 		Backends: httpapi.Backends{
 			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
 			Wait: httpapi.WaitWith(containers.Wait), Streams: streams, Exec: enginecontainer.Execs{Service: containers}, Archive: files,
 			Update: edits, Prune: edits, Top: views, Changes: files, Stats: views, Export: files, Commit: files,
-			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks}, Volumes: noVolumes{}, BuildCache: noBuildCache{},
+			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: noVolumes{}, BuildCache: noBuildCache{},
 		},
 		API: api,
 		Reload: func(c *Config) {
@@ -233,11 +240,16 @@ func cgroupParent(c *Config) string {
 	if p := c.Default.CgroupParent; p != "" && c.Runtime.CgroupDriver != "systemd" { // a slice is no path
 		return path.Clean("/" + p)
 	}
+	return "/" + engineName(c)
+}
+
+// engineName tells the engines of a machine apart, by their exec roots.
+func engineName(c *Config) string {
 	if c.ExecRoot == DefaultExecRoot {
-		return "/berth"
+		return "berth"
 	}
 	sum := sha256.Sum256([]byte(c.ExecRoot))
-	return "/berth-" + hex.EncodeToString(sum[:4])
+	return "berth-" + hex.EncodeToString(sum[:4])
 }
 
 func containerDefaults(c *Config) enginecontainer.Defaults {
@@ -266,6 +278,26 @@ func containerDefaults(c *Config) enginecontainer.Defaults {
 	}
 	for _, a := range c.Network.DNS {
 		out.DNS = append(out.DNS, a.String())
+	}
+	out.DNSSearch, out.DNSOptions, out.HostGateway = c.Network.DNSSearch, c.Network.DNSOptions, c.Network.HostGatewayIPs
+	return out
+}
+
+// networkConfig is what the network service takes of the configuration, which
+// was checked when it was read.
+func networkConfig(c *Config) enginenetwork.Config {
+	n := &c.Network
+	prefix := func(s string) netip.Prefix {
+		p, _ := netip.ParsePrefix(s)
+		return p
+	}
+	out := enginenetwork.Config{
+		Bridge: n.Bridge, BridgeIP: prefix(n.BridgeIP), BridgeIP6: prefix(n.BridgeIP6), FixedCIDR: prefix(n.FixedCIDR), FixedCIDR6: prefix(n.FixedCIDR6),
+		Gateway: n.Gateway, Gateway6: n.Gateway6, DefaultIP: n.IP, MTU: n.MTU, ICC: n.ICC, Masquerade: n.IPMasq, Forward: n.IPForward, Firewall: n.IPTables, IPv6: n.IPv6,
+		HostGateway: n.HostGatewayIPs, Table: engineName(c),
+	}
+	for _, p := range n.AddressPools {
+		out.Pools = append(out.Pools, ipam.Pool{Base: p.Base, Bits: p.Size})
 	}
 	return out
 }

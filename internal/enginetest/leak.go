@@ -33,7 +33,7 @@ type snapshot struct {
 const (
 	slack       = 12
 	keeperPools = 330
-	daemonPools = 90
+	daemonPools = 160
 )
 
 func (e *Engine) snapshot() snapshot {
@@ -116,6 +116,12 @@ func (e *Engine) leaked() (found []string) {
 	}
 	for _, pid := range e.containerPIDs() {
 		add("process %d in a cgroup of the engine: %q", pid, cmdline(pid))
+	}
+	var nets []struct{ Name string }
+	if status, _ := e.Call(http.MethodGet, `/networks?filters={"type":["custom"]}`, nil, &nets); status == http.StatusOK {
+		for _, n := range nets {
+			add("network %s", n.Name)
+		}
 	}
 	keepers := e.KeeperPIDs()
 	if len(keepers) > 1 {

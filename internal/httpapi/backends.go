@@ -45,8 +45,9 @@ type Backends struct {
 	Transfer Transfer
 	Puller   Puller
 
-	Networks Networks
-	Volumes  Volumes
+	Networks  Networks
+	Connector Connector
+	Volumes   Volumes
 
 	BuildCache BuildCache
 }
@@ -180,8 +181,15 @@ type PullOptions struct {
 type Networks interface {
 	List(ctx context.Context, filters filter.Args) ([]network.Inspect, error)
 	Inspect(ctx context.Context, ref string, o NetworkInspectOptions) (network.Inspect, error)
+	Create(ctx context.Context, r network.CreateRequest) (id, warning string, err error)
 	Remove(ctx context.Context, ref string) error
 	Prune(ctx context.Context, filters filter.Args) (network.PruneReport, error)
+}
+
+// Connector puts containers on networks and takes them off.
+type Connector interface {
+	Connect(ctx context.Context, network string, r network.ConnectRequest) error
+	Disconnect(ctx context.Context, network string, r network.DisconnectRequest) error
 }
 
 // NetworkInspectOptions selects a network and how much to tell about it.

@@ -344,3 +344,7 @@ func (fakeVolumes) Remove(context.Context, string, bool) error { return nil }
 func (fakeVolumes) Prune(context.Context, filter.Args) (volume.PruneReport, error) {
 	return volume.PruneReport{}, nil
 }
+
+func (fakeNetworks) Create(context.Context, network.CreateRequest) (id, warning string, err error) {
+	return "n1", "", nil
+}

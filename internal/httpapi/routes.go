@@ -103,6 +103,12 @@ func routes(b Backends, o Options) []route {
 		route{method: "GET", pattern: "/networks/{name}", access: Read, handle: nw.inspect},
 		route{method: "DELETE", pattern: "/networks/{name}", access: Write, handle: nw.remove},
 	)
+	add(b.Networks != nil, route{method: "POST", pattern: "/networks/create", access: Write, handle: nw.create})
+	co := connectAPI{b.Connector}
+	add(b.Connector != nil,
+		route{method: "POST", pattern: "/networks/{name}/connect", access: Write, handle: co.connect},
+		route{method: "POST", pattern: "/networks/{name}/disconnect", access: Write, handle: co.disconnect},
+	)
 	if b.Networks != nil {
 		add(true, route{method: "POST", pattern: "/networks/prune", min: 25, access: Write, handle: prune(b.Networks.Prune)})
 	}

@@ -63,12 +63,15 @@ func enterNetNS() (int, error) {
 }
 
 // openNet lets everybody in the calling thread's network namespace bind low
-// ports and send pings, as Docker does: there are no others there to protect. A
-// kernel that does not know a setting needs none.
+// ports and send pings, as Docker does: there are no others there to protect.
+// Interfaces to come have no IPv6 unless their network turns it on, and believe no
+// router's advertisement. A kernel that does not know a setting needs none.
 func openNet() {
 	for file, value := range map[string]string{
 		"/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
 		"/proc/sys/net/ipv4/ping_group_range":           "0 2147483647",
+		"/proc/sys/net/ipv6/conf/default/disable_ipv6":  "1",
+		"/proc/sys/net/ipv6/conf/default/accept_ra":     "0",
 	} {
 		fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err != nil {

@@ -1,163 +1,269 @@
 // Package network gives containers their network.
 //
-// This engine knows two networks of its own, as every Docker host does: "none",
-// a network namespace with nothing but a loopback interface, and "host", the
-// network of the machine. A container can also share another container's.
-// Drivers that connect containers plug in here.
+// # Words
 //
-// Network namespaces are made ahead and wait as descriptors: handing one out
+// A network has a driver: "bridge" connects the containers of this machine, "null" (the
+// network "none") gives them a loopback interface only, "host" is the machine's own. A
+// sandbox is a container's network namespace. An endpoint is a sandbox's place on a
+// network: interface, addresses, names. A mapping is a published port.
+//
+//	Create ─▶ Network ─▶ bridge on the host, rules in the firewall
+//	Attach ─▶ Sandbox: a namespace with an interface for each network
+//	          (taken from a pool where one is ready), addresses, ports
+//	Release   what a container's run had, when it has ended
+//
+// # State
+//
+// Networks persist in the bucket "network", what a running container has in the bucket
+// "sandbox". At boot both are read, bridges and rules are made what they should
+// be, and what belongs to containers that run no more is given back: see Keep.
+//
+// Namespaces are made ahead and wait as descriptors: handing one out
 // costs nothing, and the kernel destroys it when the last holder is gone.
 package network
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
-	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
-	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/network/dns"
+	"berth.dev/berth/internal/network/firewall"
+	"berth.dev/berth/internal/network/ipam"
 	"berth.dev/berth/internal/state"
 )
 
-// quiet is how long after a hand-out the pool is filled again, unless it runs
-// low: making a namespace takes locks that a start under way needs.
-const quiet = 3 * time.Millisecond
-
-// poolSize is how many namespaces wait. They are cheap; making one is not.
-const poolSize = 64
+// Config is the daemon's configuration of networks.
+type Config struct {
+	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
+	BridgeIP    netip.Prefix
+	BridgeIP6   netip.Prefix
+	FixedCIDR   netip.Prefix
+	FixedCIDR6  netip.Prefix
+	Gateway     netip.Addr
+	Gateway6    netip.Addr
+	DefaultIP   netip.Addr // ports are published on it; unspecified or invalid: on all
+	MTU         int        // 0 is that of the default route
+	ICC         bool
+	Masquerade  bool
+	Forward     bool // turn forwarding on
+	Firewall    bool // write rules
+	IPv6        bool // on the default bridge
+	Pools       []ipam.Pool
+	Table       string // of the firewall
+	HostGateway []netip.Addr
+}
 
 // Options are what the service is built from.
 type Options struct {
-	DB  *state.DB
-	Log *slog.Logger
+	DB     *state.DB
+	Log    *slog.Logger
+	Config Config
+	Event  func(action events.Action, id string, attributes map[string]string) // may be nil
 }
 
-// Service knows the networks and makes namespaces.
+// Network is one network. It persists in the bucket "network".
+type Network struct {
+	network.Network
+	Bridge string `json:"bridge,omitempty"` // the interface on the host
+	MTU    int    `json:"mtu,omitempty"`
+	ICC    bool   `json:"icc,omitempty"`
+	Masq   bool   `json:"masq,omitempty"`
+	HostIP netip.Addr
+
+	index   int // of the bridge
+	subnets []*ipam.Subnet
+	pool    *pool
+}
+
+// builtin reports whether every engine has the network.
+func (n *Network) builtin() bool { return n.Name == "bridge" || n.Name == "host" || n.Name == "none" }
+
+// Service knows the networks and makes sandboxes.
 type Service struct {
-	o       Options
-	created time.Time
-	ids     map[string]string // of the predefined networks, by name
-	pool    chan int
-	stop    chan struct{}
-	done    chan struct{}
+	o     Options
+	fw    *firewall.Firewall // nil without rules
+	space *ipam.Space
+	makes *maker
 
-	handedOut atomic.Int64 // when a namespace was handed out last, in ns
+	mu        sync.RWMutex
+	nets      map[string]*Network // by id
+	byName    map[string]*Network
+	sandboxes map[string]*Sandbox // by container
+	ports     ports
+	names     map[string]map[string][]*Endpoint // by network and name
+	dns       *dns.Server
+	upstream  upstream
 }
 
-// Open reads the networks and begins to make namespaces ahead.
+const bucket, sandboxBucket = "network", "sandbox"
+
+// Open reads the networks, makes what they need on the host, and begins to
+// make namespaces ahead.
 func Open(o Options) (*Service, error) {
-	s := &Service{o: o, pool: make(chan int, poolSize), stop: make(chan struct{}), done: make(chan struct{})}
-	err := o.DB.Update(state.Async, func(tx *state.Tx) error {
-		if ok, err := tx.Get("network", "created", &s.created); ok || err != nil {
-			return err
-		}
-		s.created = time.Now().UTC()
-		return tx.Put("network", "created", s.created)
-	})
-	if err != nil {
+	if len(o.Config.Pools) == 0 {
+		o.Config.Pools = ipam.DefaultPools()
+	}
+	if o.Config.Table == "" {
+		o.Config.Table = "berth"
+	}
+	if o.Event == nil {
+		o.Event = func(events.Action, string, map[string]string) {}
+	}
+	s := &Service{
+		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
+		ports: ports{taken: map[portKey]string{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
+	}
+	if o.Config.Firewall {
+		s.fw = firewall.Open(o.Config.Table)
+	}
+	if err := s.load(); err != nil {
 		return nil, err
 	}
-	s.ids = map[string]string{}
-	for _, n := range s.predefined() {
-		s.ids[n.Name] = n.ID
-	}
-	go s.fill()
+	s.makes = newMaker(s)
 	return s, nil
 }
 
-// Close drops the namespaces that wait.
-func (s *Service) Close() {
-	close(s.stop)
-	<-s.done
-}
+// Close drops the namespaces that wait. Networks and rules stay: containers use them.
+func (s *Service) Close() { s.makes.close() }
 
-func (s *Service) fill() {
-	defer close(s.done)
-	for made := 0; ; made++ {
-		if made == 4 { // the rest when the engine has had time to get going
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-s.stop:
-				s.drain()
-				return
-			}
-		}
-		for len(s.pool) > poolSize/4 {
-			rest := quiet - time.Since(time.Unix(0, s.handedOut.Load()))
-			if rest <= 0 {
-				break
-			}
-			select {
-			case <-time.After(rest):
-			case <-s.stop:
-				s.drain()
-				return
-			}
-		}
-		fd, err := linux.NewNetNS()
-		if err != nil {
-			s.o.Log.Warn("cannot prepare a network namespace", "error", err)
-			<-s.stop // a start will meet the same error and report it
-			return
-		}
-		select {
-		case s.pool <- fd:
-		case <-s.stop:
-			_ = unix.Close(fd)
-			s.drain()
-			return
-		}
+// DefaultName is the network that containers are on which name none.
+func (s *Service) DefaultName() string {
+	if s.o.Config.Bridge == "none" {
+		return "none"
 	}
+	return "bridge"
 }
 
-func (s *Service) drain() {
-	for {
-		select {
-		case fd := <-s.pool:
-			_ = unix.Close(fd)
-		default:
-			return
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails, crypto/rand says
+	return hex.EncodeToString(b[:])
+}
+
+// builtinID is the id of a network that every engine has: the same at each boot.
+func builtinID(name string, created time.Time) string {
+	sum := sha256.Sum256([]byte(name + created.Format(time.RFC3339Nano)))
+	return hex.EncodeToString(sum[:])
+}
+
+// load reads the records and brings the host to agreement with them.
+func (s *Service) load() error {
+	var created time.Time
+	err := s.o.DB.Update(state.Async, func(tx *state.Tx) error {
+		if ok, err := tx.Get(bucket, "created", &created); ok || err != nil {
+			return err
 		}
+		created = time.Now().UTC()
+		return tx.Put(bucket, "created", created)
+	})
+	if err != nil {
+		return err
 	}
-}
-
-// Isolated returns a network namespace with only a loopback interface. The
-// descriptor is the caller's.
-func (s *Service) Isolated() (int, error) {
-	s.handedOut.Store(time.Now().UnixNano())
-	select {
-	case fd := <-s.pool:
-		return fd, nil
-	default:
-		return linux.NewNetNS()
-	}
-}
-
-// predefined are the networks that cannot be made or removed.
-func (s *Service) predefined() []network.Inspect {
-	list := make([]network.Inspect, 0, 2)
 	for _, d := range [][2]string{{"host", "host"}, {"none", "null"}} {
-		sum := sha256.Sum256([]byte(d[0] + s.created.Format(time.RFC3339Nano)))
-		n := network.Inspect{}
-		n.Name, n.ID, n.Created, n.Scope, n.Driver = d[0], hex.EncodeToString(sum[:]), s.created, "local", d[1]
+		n := &Network{}
+		n.Name, n.ID, n.Created, n.Scope, n.Driver = d[0], builtinID(d[0], created), created, "local", d[1]
 		n.EnableIPv4 = true
 		n.IPAM = network.IPAM{Driver: "default"}
 		n.Options, n.Labels = map[string]string{}, map[string]string{}
-		n.Containers = map[string]network.EndpointResource{}
-		list = append(list, n)
+		s.add(n)
 	}
-	return list
+	for _, key := range s.o.DB.Keys(bucket, "n/") {
+		n := &Network{}
+		if ok, err := s.o.DB.Get(bucket, key, n); err != nil || !ok {
+			s.o.Log.Error("cannot read a network", "id", key, "error", err)
+			continue
+		}
+		for _, c := range n.IPAM.Config {
+			_ = s.space.Take(c.Subnet)
+		}
+		if err := s.bringUp(n); err != nil {
+			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
+		}
+		s.add(n)
+	}
+	if s.o.Config.Bridge != "none" {
+		n, err := s.defaultBridge(created)
+		if err != nil {
+			return errs.Wrap(errs.Internal, err, "failed to start daemon: Error initializing network controller")
+		}
+		s.add(n)
+	}
+	s.loadSandboxes()
+	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
+		s.forward()
+	}
+	return s.restoreRules()
 }
 
-// List returns the networks that the filters leave.
+func (s *Service) add(n *Network) {
+	s.nets[n.ID], s.byName[n.Name] = n, n
+}
+
+// find returns a network by id, name or an unambiguous beginning of its id.
+func (s *Service) find(ref string) (*Network, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if n := s.nets[ref]; n != nil {
+		return n, nil
+	}
+	if n := s.byName[ref]; n != nil {
+		return n, nil
+	}
+	var found *Network
+	for id, n := range s.nets {
+		if ref != "" && strings.HasPrefix(id, ref) {
+			if found != nil {
+				return nil, errs.New(errs.Invalid, "network %s is ambiguous (2 matches found based on ID prefix)", ref)
+			}
+			found = n
+		}
+	}
+	if found == nil {
+		return nil, errs.New(errs.NotFound, "network %s not found", ref)
+	}
+	return found, nil
+}
+
+// Resolve returns the id and the name of a network.
+func (s *Service) Resolve(ref string) (id, name string, err error) {
+	n, err := s.find(ref)
+	if err != nil {
+		return "", "", err
+	}
+	return n.ID, n.Name, nil
+}
+
+// ID returns the id of a network by name, "" for none.
+func (s *Service) ID(name string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if n := s.byName[name]; n != nil {
+		return n.ID
+	}
+	return ""
+}
+
+func (s *Service) all() []*Network {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(s.nets), func(a, b *Network) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// List returns the networks that the filters leave, with who is on them.
 func (s *Service) List(_ context.Context, f filter.Args) ([]network.Inspect, error) {
 	if err := f.Validate("dangling", "driver", "id", "label", "name", "scope", "type"); err != nil {
 		return nil, err
@@ -166,57 +272,135 @@ func (s *Service) List(_ context.Context, f filter.Args) ([]network.Inspect, err
 	if err != nil {
 		return nil, err
 	}
+	for _, t := range f["type"] {
+		if t != "builtin" && t != "custom" {
+			return nil, errs.New(errs.Invalid, "invalid filter: 'type'='%s'", t)
+		}
+	}
 	out := []network.Inspect{}
-	for _, n := range s.predefined() {
+	for _, n := range s.all() {
+		kind := "custom"
+		if n.builtin() {
+			kind = "builtin"
+		}
+		unused := !n.builtin() && len(s.members(n.ID)) == 0
 		switch {
-		case f.Has("dangling") && dangling:
-		case f.Has("type") && !f.Exact("type", "builtin"):
+		case f.Has("dangling") && dangling != unused:
+		case f.Has("type") && !f.Exact("type", kind):
 		case !f.Exact("driver", n.Driver), !f.Exact("scope", n.Scope), !f.Labels("label", n.Labels):
-		case f.Has("name") && !containsAny(n.Name, f["name"]):
+		case f.Has("name") && !slices.ContainsFunc(f["name"], func(x string) bool { return strings.Contains(n.Name, x) }):
 		case !f.Fuzzy("id", n.ID):
 		default:
-			out = append(out, n)
+			out = append(out, s.inspect(n))
 		}
 	}
 	return out, nil
 }
 
-func containsAny(s string, parts []string) bool {
-	for _, p := range parts {
-		if strings.Contains(s, p) {
-			return true
-		}
+// Inspect tells everything about one network.
+func (s *Service) Inspect(_ context.Context, ref, scope string) (network.Inspect, error) {
+	n, err := s.find(ref)
+	if err != nil {
+		return network.Inspect{}, err
 	}
-	return false
+	if scope != "" && scope != n.Scope {
+		return network.Inspect{}, errs.New(errs.NotFound, "network %s not found", ref)
+	}
+	return s.inspect(n), nil
 }
 
-// Inspect finds one network by name, id or prefix of an id.
-func (s *Service) Inspect(_ context.Context, name, scope string) (network.Inspect, error) {
-	for _, n := range s.predefined() {
-		if (n.Name == name || n.ID == name || len(name) >= 3 && strings.HasPrefix(n.ID, name)) && (scope == "" || scope == n.Scope) {
-			return n, nil
+func (s *Service) inspect(n *Network) network.Inspect {
+	out := network.Inspect{Network: n.Network, Containers: map[string]network.EndpointResource{}}
+	for id, e := range s.members(n.ID) {
+		r := network.EndpointResource{Name: e.Container, EndpointID: e.ID, MacAddress: network.HardwareAddr(e.MAC)}
+		if e.Addr4.IsValid() {
+			r.IPv4Address = e.Addr4
 		}
+		if e.Addr6.IsValid() {
+			r.IPv6Address = e.Addr6
+		}
+		out.Containers[id] = r
 	}
-	return network.Inspect{}, errs.New(errs.NotFound, "network %s not found", name)
+	return out
 }
 
-// ID returns the id of a predefined network.
-func (s *Service) ID(name string) string { return s.ids[name] }
+// members are the endpoints of a network by container.
+func (s *Service) members(id string) map[string]*Endpoint {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := map[string]*Endpoint{}
+	for c, b := range s.sandboxes {
+		for _, e := range b.Endpoints {
+			if e.Network == id {
+				out[c] = e
+			}
+		}
+	}
+	return out
+}
 
-// Remove removes a network. Those that every engine has cannot be removed.
-func (s *Service) Remove(ctx context.Context, name string) error {
-	n, err := s.Inspect(ctx, name, "")
+// Remove removes a network that nobody is on.
+func (s *Service) Remove(_ context.Context, ref string) error {
+	n, err := s.find(ref)
 	if err != nil {
 		return err
 	}
-	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
+	if n.builtin() {
+		return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
+	}
+	if m := s.members(n.ID); len(m) > 0 {
+		var who []string
+		for id, e := range m {
+			who = append(who, `name:"`+e.Container+`" id:"`+id[:min(12, len(id))]+`"`)
+		}
+		slices.Sort(who)
+		return errs.New(errs.Forbidden, "error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(who, ", "))
+	}
+	return s.remove(n)
 }
 
-// Prune removes the networks that nobody uses: of those of this engine none.
-func (s *Service) Prune(_ context.Context, f filter.Args) (network.PruneReport, error) {
-	if err := f.Validate("label", "label!", "until"); err != nil {
-		return network.PruneReport{}, err
+func (s *Service) remove(n *Network) error {
+	err := s.o.DB.Update(state.Soon, func(tx *state.Tx) error {
+		tx.Delete(bucket, "n/"+n.ID)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	_, err := f.Until()
-	return network.PruneReport{}, err
+	s.mu.Lock()
+	delete(s.nets, n.ID)
+	if s.byName[n.Name] == n {
+		delete(s.byName, n.Name)
+	}
+	s.mu.Unlock()
+	s.takeDown(n)
+	s.o.Event(events.ActionDestroy, n.ID, map[string]string{"name": n.Name, "type": n.Driver})
+	return nil
+}
+
+// Prune removes the networks that nobody is on and that the filters leave.
+func (s *Service) Prune(_ context.Context, f filter.Args) (network.PruneReport, error) {
+	out := network.PruneReport{}
+	if err := f.Validate("label", "label!", "until"); err != nil {
+		return out, err
+	}
+	until, err := f.Until()
+	if err != nil {
+		return out, err
+	}
+	for _, n := range s.all() {
+		if n.builtin() || !until.IsZero() && !n.Created.Before(until) || !f.Labels("label", n.Labels) || f.Has("label!") && f.Labels("label!", n.Labels) {
+			continue
+		}
+		if len(s.members(n.ID)) > 0 {
+			continue
+		}
+		if err := s.remove(n); err != nil {
+			s.o.Log.Warn("cannot prune a network", "network", n.Name, "error", err)
+			continue
+		}
+		out.NetworksDeleted = append(out.NetworksDeleted, n.Name)
+	}
+	s.o.Event(events.ActionPrune, "", map[string]string{"reclaimed": "0"})
+	return out, nil
 }

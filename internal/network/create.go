@@ -1,0 +1,468 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/network/bridge"
+	"berth.dev/berth/internal/network/firewall"
+	"berth.dev/berth/internal/network/ipam"
+	"berth.dev/berth/internal/state"
+)
+
+// Names of the bridge driver's options (com.docker.network.…).
+const (
+	optBridge  = "com.docker.network.bridge.name"
+	optICC     = "com.docker.network.bridge.enable_icc"
+	optMasq    = "com.docker.network.bridge.enable_ip_masquerade"
+	optHostIP  = "com.docker.network.bridge.host_binding_ipv4"
+	optMTU     = "com.docker.network.driver.mtu"
+	optDefault = "com.docker.network.bridge.default_bridge"
+	optIfName  = "com.docker.network.endpoint.ifname"
+	optPrefix  = "com.docker.network.container_iface_prefix"
+)
+
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+// Create makes a network.
+func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string, warning string, err error) {
+	bad := func(format string, args ...any) (string, string, error) {
+		return "", "", errs.New(errs.Invalid, format, args...)
+	}
+	switch {
+	case !validName.MatchString(r.Name):
+		return bad("invalid network name: %s: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", r.Name)
+	case r.Name == "bridge" || r.Name == "host" || r.Name == "none" || r.Name == "default" || r.Name == "container":
+		return "", "", errs.New(errs.Forbidden, "operation is not permitted on predefined %s network ", r.Name)
+	case r.Scope != "" && r.Scope != "local":
+		return bad("scope %q is not supported: this engine has local networks only", r.Scope)
+	case r.Ingress || r.ConfigOnly || r.ConfigFrom != nil && r.ConfigFrom.Network != "":
+		return bad("ingress and configuration networks are not supported by this engine")
+	}
+	n := &Network{ICC: true, Masq: true}
+	n.ID, n.Name, n.Driver, n.Scope, n.Created = newID(), r.Name, r.Driver, "local", time.Now().UTC()
+	n.Internal, n.Attachable = r.Internal, r.Attachable
+	n.Options, n.Labels = maps.Clone(r.Options), maps.Clone(r.Labels)
+	if n.Options == nil {
+		n.Options = map[string]string{}
+	}
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+	if n.Driver == "" || n.Driver == "default" {
+		n.Driver = "bridge"
+	}
+	switch n.Driver {
+	case "bridge":
+	case "host", "null":
+		return "", "", errs.New(errs.Forbidden, "only one instance of %q network is allowed", n.Driver)
+	default:
+		return "", "", errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", n.Driver)
+	}
+	n.EnableIPv4 = r.EnableIPv4 == nil || *r.EnableIPv4
+	n.EnableIPv6 = r.EnableIPv6 != nil && *r.EnableIPv6
+	if !n.EnableIPv4 && !n.EnableIPv6 {
+		return bad("IPv4 or IPv6 must be enabled")
+	}
+	if err := n.readOptions(); err != nil {
+		return "", "", err
+	}
+	if n.Bridge == "" {
+		n.Bridge = "br-" + n.ID[:12]
+	}
+	if n.MTU == 0 {
+		n.MTU = s.o.Config.MTU
+	}
+	s.mu.RLock()
+	_, taken := s.byName[n.Name]
+	for _, o := range s.nets {
+		if o.Bridge == n.Bridge {
+			err = errs.New(errs.Forbidden, "cannot create network %s (%s): conflicts with network %s (%s): networks have same bridge name", n.ID, n.Bridge, o.ID, o.Bridge)
+		}
+	}
+	s.mu.RUnlock()
+	if taken {
+		return "", "", errs.New(errs.Conflict, "network with name %s already exists", n.Name)
+	}
+	if err != nil {
+		return "", "", err
+	}
+	n.IPAM.Driver = "default"
+	if r.IPAM != nil {
+		if d := r.IPAM.Driver; d != "" && d != "default" {
+			return "", "", errs.New(errs.NotFound, "could not find IPAM driver %s: plugin not found", d)
+		}
+		n.IPAM.Options, n.IPAM.Config = r.IPAM.Options, slices.Clone(r.IPAM.Config)
+	}
+	if err := s.allocate(n); err != nil {
+		return "", "", err
+	}
+	undo := func() {
+		for _, c := range n.IPAM.Config {
+			s.space.Release(c.Subnet)
+		}
+	}
+	if err := s.bringUp(n); err != nil {
+		undo()
+		s.takeDown(n)
+		return "", "", errs.Wrap(errs.Internal, err, "cannot create the network "+n.Name)
+	}
+	s.mu.Lock()
+	if _, again := s.byName[n.Name]; again {
+		s.mu.Unlock()
+		undo()
+		s.takeDown(n)
+		return "", "", errs.New(errs.Conflict, "network with name %s already exists", n.Name)
+	}
+	s.add(n)
+	s.mu.Unlock()
+	err = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, "n/"+n.ID, n) })
+	if err == nil && s.fw != nil {
+		err = s.fw.SetNetwork(n.rules())
+	}
+	if err != nil {
+		_ = s.remove(n)
+		return "", "", err
+	}
+	s.o.Event(events.ActionCreate, n.ID, map[string]string{"name": n.Name, "type": n.Driver})
+	return n.ID, "", nil
+}
+
+// readOptions takes the options of the bridge driver.
+func (n *Network) readOptions() error {
+	for k, v := range n.Options {
+		var err error
+		switch k {
+		case optBridge:
+			if !bridge.ValidName(v) {
+				return errs.New(errs.Invalid, "invalid bridge name: %s", v)
+			}
+			n.Bridge = v
+		case optICC:
+			n.ICC, err = strconv.ParseBool(v)
+		case optMasq:
+			n.Masq, err = strconv.ParseBool(v)
+		case optMTU:
+			n.MTU, err = strconv.Atoi(v)
+			if err == nil && n.MTU < 0 {
+				err = errors.New("it is negative")
+			}
+		case optHostIP:
+			n.HostIP, err = netip.ParseAddr(v)
+		}
+		if err != nil {
+			return errs.New(errs.Invalid, "failed to parse %s value: %q (%v)", k, v, err)
+		}
+	}
+	return nil
+}
+
+// allocate completes the address configuration: subnets that are not given are chosen,
+// gateways are the first address.
+func (s *Service) allocate(n *Network) (err error) {
+	var taken []netip.Prefix
+	defer func() {
+		if err != nil {
+			for _, p := range taken {
+				s.space.Release(p)
+			}
+		}
+	}()
+	var has4, has6 bool
+	for i := range n.IPAM.Config {
+		c := &n.IPAM.Config[i]
+		if !c.Subnet.IsValid() {
+			continue
+		}
+		if c.Subnet != c.Subnet.Masked() {
+			return errs.New(errs.Invalid, "invalid network config:\ninvalid subnet %s: it should be %s", c.Subnet, c.Subnet.Masked())
+		}
+		if c.IPRange.IsValid() && (c.IPRange.Bits() < c.Subnet.Bits() || !c.Subnet.Contains(c.IPRange.Addr())) {
+			return errs.New(errs.Invalid, "invalid network config:\ninvalid ip-range %s: it should not be outside of the subnet %s", c.IPRange, c.Subnet)
+		}
+		if c.Gateway.IsValid() && !c.Subnet.Contains(c.Gateway) {
+			return errs.New(errs.Invalid, "invalid network config:\ninvalid gateway %s: parent subnet is %s", c.Gateway, c.Subnet)
+		}
+		for name, a := range c.AuxAddress {
+			if !c.Subnet.Contains(a) {
+				return errs.New(errs.Invalid, "invalid network config:\ninvalid auxiliary address %s (%s): parent subnet is %s", name, a, c.Subnet)
+			}
+		}
+		if c.Subnet.Addr().Is6() {
+			if has6 = true; !n.EnableIPv6 {
+				n.EnableIPv6 = true
+			}
+		} else {
+			has4 = true
+		}
+		if err := s.space.Take(c.Subnet); err != nil {
+			return errs.New(errs.Forbidden, "invalid pool request: %v", err)
+		}
+		taken = append(taken, c.Subnet)
+	}
+	routes, rerr := bridge.HostRoutes()
+	if rerr != nil {
+		s.o.Log.Warn("cannot read the host's routes", "error", rerr)
+	}
+	choose := func(v6 bool) error {
+		p, err := s.space.Choose(v6, routes)
+		if errors.Is(err, ipam.ErrExhausted) && v6 {
+			p, err = uniqueLocal(n.ID), nil
+			err = s.space.Take(p)
+		}
+		if err != nil {
+			return errs.New(errs.Invalid, "%v", err)
+		}
+		taken = append(taken, p)
+		// A gateway or range given without a subnet belongs to the one that is chosen.
+		for i := range n.IPAM.Config {
+			if c := &n.IPAM.Config[i]; !c.Subnet.IsValid() && !v6 {
+				c.Subnet = p
+				return nil
+			}
+		}
+		n.IPAM.Config = append(n.IPAM.Config, network.IPAMConfig{Subnet: p})
+		return nil
+	}
+	if n.EnableIPv4 && !has4 {
+		if err := choose(false); err != nil {
+			return err
+		}
+	}
+	if n.EnableIPv6 && !has6 {
+		if err := choose(true); err != nil {
+			return err
+		}
+	}
+	for i := range n.IPAM.Config {
+		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") {
+			c.Gateway = c.Subnet.Addr().Next()
+		}
+	}
+	return nil
+}
+
+// uniqueLocal is a subnet of its own for a network (RFC 4193).
+func uniqueLocal(id string) netip.Prefix {
+	var b [16]byte
+	b[0] = 0xfd
+	for i := 1; i < 8; i++ {
+		n, _ := strconv.ParseUint(id[2*i:2*i+2], 16, 8)
+		b[i] = byte(n)
+	}
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
+}
+
+// open makes the network's addresses ready to be handed out.
+func (n *Network) open() {
+	n.subnets = nil
+	for _, c := range n.IPAM.Config {
+		sub := ipam.NewSubnet(c.Subnet, c.IPRange)
+		if c.Gateway.IsValid() {
+			_ = sub.Take(c.Gateway)
+		}
+		for _, a := range c.AuxAddress {
+			_ = sub.Take(a)
+		}
+		n.subnets = append(n.subnets, sub)
+	}
+}
+
+// gateways are the host's addresses on the bridge.
+func (n *Network) gateways() []netip.Prefix {
+	var out []netip.Prefix
+	for _, c := range n.IPAM.Config {
+		if c.Gateway.IsValid() {
+			out = append(out, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
+		}
+	}
+	return out
+}
+
+func (n *Network) rules() firewall.Network {
+	f := firewall.Network{Bridge: n.Bridge, Internal: n.Internal, ICC: n.ICC, Masquerade: n.Masq}
+	for _, c := range n.IPAM.Config {
+		f.Subnets = append(f.Subnets, c.Subnet)
+	}
+	return f
+}
+
+// bringUp makes the bridge. It is run at boot too.
+func (s *Service) bringUp(n *Network) error {
+	if n.Driver != "bridge" {
+		return nil
+	}
+	if n.MTU == 0 {
+		n.MTU = bridge.DefaultMTU()
+	}
+	n.open()
+	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true})
+	if err != nil {
+		return err
+	}
+	n.index = index
+	n.pool = newPool()
+	return nil
+}
+
+// takeDown removes what a network has on the host.
+func (s *Service) takeDown(n *Network) {
+	if n.pool != nil {
+		n.pool.drain(n)
+	}
+	if s.fw != nil {
+		if err := s.fw.DropNetwork(n.Bridge); err != nil {
+			s.o.Log.Warn("cannot remove a network's rules", "network", n.Name, "error", err)
+		}
+	}
+	for _, c := range n.IPAM.Config {
+		s.space.Release(c.Subnet)
+	}
+	if n.Bridge != "" {
+		if err := bridge.Remove(n.Bridge); err != nil {
+			s.o.Log.Warn("cannot remove a bridge", "bridge", n.Bridge, "error", err)
+		}
+	}
+}
+
+// DefaultBridge is the interface of the network "bridge", unless another is configured.
+const DefaultBridge = "berth0"
+
+// defaultBridge makes the network "bridge", as the configuration has it.
+func (s *Service) defaultBridge(created time.Time) (*Network, error) {
+	c := &s.o.Config
+	n := &Network{Bridge: DefaultBridge, MTU: c.MTU, ICC: c.ICC, Masq: c.Masquerade, HostIP: c.DefaultIP}
+	n.Name, n.ID, n.Created, n.Scope, n.Driver = "bridge", builtinID("bridge", created), created, "local", "bridge"
+	n.EnableIPv4, n.EnableIPv6, n.Labels = true, c.IPv6, map[string]string{}
+	n.IPAM.Driver = "default"
+	if n.MTU == 0 {
+		n.MTU = bridge.DefaultMTU()
+	}
+	own := c.Bridge == "" || c.Bridge == DefaultBridge
+	var cfg network.IPAMConfig
+	switch {
+	case !own:
+		n.Bridge = c.Bridge
+		addrs, err := bridge.Addresses(c.Bridge)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if a.Addr().Is4() && !cfg.Subnet.IsValid() {
+				cfg.Subnet, cfg.Gateway = a.Masked(), a.Addr()
+			}
+		}
+		if !cfg.Subnet.IsValid() {
+			return nil, errs.New(errs.Invalid, "bridge %s has no IPv4 address", c.Bridge)
+		}
+	case c.BridgeIP.IsValid():
+		cfg.Subnet, cfg.Gateway = c.BridgeIP.Masked(), c.BridgeIP.Addr()
+	default:
+		p, err := s.defaultSubnet(created)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Subnet, cfg.Gateway = p, p.Addr().Next()
+	}
+	_ = s.space.Take(cfg.Subnet) // another network may have it from before: the bridge shows
+	cfg.IPRange = c.FixedCIDR
+	if c.Gateway.IsValid() {
+		cfg.AuxAddress = map[string]netip.Addr{"DefaultGatewayIPv4": c.Gateway}
+	}
+	n.IPAM.Config = []network.IPAMConfig{cfg}
+	if c.IPv6 {
+		p := c.FixedCIDR6
+		if c.BridgeIP6.IsValid() {
+			p = c.BridgeIP6.Masked()
+		}
+		if !p.IsValid() {
+			p = uniqueLocal(n.ID)
+		}
+		_ = s.space.Take(p)
+		gw := p.Addr().Next()
+		if c.BridgeIP6.IsValid() {
+			gw = c.BridgeIP6.Addr()
+		}
+		n.IPAM.Config = append(n.IPAM.Config, network.IPAMConfig{Subnet: p, Gateway: gw})
+	}
+	host := "0.0.0.0"
+	if c.DefaultIP.IsValid() {
+		host = c.DefaultIP.String()
+	}
+	n.Options = map[string]string{
+		optDefault: "true", optICC: strconv.FormatBool(n.ICC), optMasq: strconv.FormatBool(n.Masq), optHostIP: host, optBridge: n.Bridge, optMTU: strconv.Itoa(n.MTU),
+	}
+	n.open()
+	var err error
+	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own})
+	n.pool = newPool()
+	return n, err
+}
+
+// defaultSubnet is that of the default bridge: the same at each boot, Docker's where
+// the host does not use it.
+func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
+	var p netip.Prefix
+	if ok, err := s.o.DB.Get(bucket, "default-subnet", &p); err == nil && ok {
+		return p, nil
+	}
+	p = netip.MustParsePrefix("172.17.0.0/16")
+	routes, _ := bridge.HostRoutes()
+	if slices.ContainsFunc(routes, p.Overlaps) {
+		// Our own bridge of an earlier engine is no reason to go elsewhere.
+		if have, err := bridge.Addresses(DefaultBridge); err != nil || !slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p }) {
+			if p, err = s.space.Choose(false, routes); err != nil {
+				return p, err
+			}
+		}
+	}
+	return p, s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(bucket, "default-subnet", p) })
+}
+
+// forward turns IP forwarding on.
+func (s *Service) forward() {
+	files := []string{"/proc/sys/net/ipv4/ip_forward"}
+	if s.o.Config.IPv6 {
+		files = append(files, "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/default/forwarding")
+	}
+	for _, f := range files {
+		if raw, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(raw)) == "1" {
+			continue
+		}
+		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
+			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+		}
+	}
+}
+
+// restoreRules writes the firewall's whole table.
+func (s *Service) restoreRules() error {
+	if s.fw == nil {
+		return nil
+	}
+	var nets []firewall.Network
+	var ports []firewall.Mapping
+	for _, n := range s.all() {
+		if n.Driver == "bridge" {
+			nets = append(nets, n.rules())
+		}
+	}
+	s.mu.RLock()
+	for _, b := range s.sandboxes {
+		ports = append(ports, b.mappings()...)
+	}
+	s.mu.RUnlock()
+	return s.fw.Restore(nets, ports)
+}

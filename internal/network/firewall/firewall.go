@@ -1,0 +1,388 @@
+// Package firewall keeps the engine's rules in the kernel, in one table of
+// nftables, over netlink.
+//
+//	table inet berth
+//	  set nets, internal, same, noicc   the engine's bridges
+//	  map ports4, ports4at, ranges4 …   published ports → address . port
+//	  chain guard    prerouting, raw    nothing from a bridge may speak to 127.0.0.0/8
+//	  chain dnat     prerouting, nat  ┐
+//	  chain local    output, nat      ┴▶ chain publish: the maps
+//	  chain snat     postrouting, nat   masquerading, hairpin
+//	  chain forward  forward, filter    chain user first, then isolation
+//	  chain user                        the administrator's: never touched
+//
+// A packet passes a handful of rules and lookups, however many networks and
+// ports there are. Each change is one transaction. At boot the
+// whole is written again in one transaction, so that no packet meets half of it.
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Network is a bridge as the firewall sees it.
+type Network struct {
+	Bridge     string
+	Subnets    []netip.Prefix
+	Internal   bool // nothing goes in or out
+	ICC        bool // its containers may speak with each other
+	Masquerade bool // they speak to the world by the host's addresses
+}
+
+// Mapping is one published port, or a run of Count ports that keep their
+// order: Host.Port+i goes to To+i.
+type Mapping struct {
+	Proto uint8      // IPPROTO_TCP, _UDP or _SCTP
+	Host  netip.Addr // unspecified: every address of the host
+	Port  uint16
+	Count int // at least 1
+	To    netip.AddrPort
+}
+
+// Firewall is the engine's table. It is safe for use by several goroutines.
+type Firewall struct {
+	mu    sync.Mutex
+	name  string
+	table *nftables.Table
+	chain map[string]*nftables.Chain
+	sets  map[string]*nftables.Set
+	nets  map[string]Network // by bridge
+	ports map[Mapping]bool
+	links map[[2]netip.AddrPort]bool
+}
+
+// Open takes the table called name. Nothing is written before Restore.
+func Open(name string) *Firewall {
+	return &Firewall{name: name, nets: map[string]Network{}, ports: map[Mapping]bool{}, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
+}
+
+// Restore writes the whole table: with nets and ports, and nothing else of the
+// engine's.
+func (f *Firewall) Restore(nets []Network, ports []Mapping) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nets, f.ports = map[string]Network{}, map[Mapping]bool{}
+	for _, n := range nets {
+		f.nets[n.Bridge] = n
+	}
+	for _, p := range ports {
+		f.ports[p] = true
+	}
+	return f.write()
+}
+
+// Reassert writes the table again if somebody has removed it.
+func (f *Firewall) Reassert() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(chains, func(x *nftables.Chain) bool { return x.Table.Name == f.name && x.Name == "publish" }) {
+		return nil
+	}
+	return f.write()
+}
+
+// SetNetwork adds or changes a network.
+func (f *Firewall) SetNetwork(n Network) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old, had := f.nets[n.Bridge]
+	f.nets[n.Bridge] = n
+	if err := f.write(); err != nil {
+		if had {
+			f.nets[n.Bridge] = old
+		} else {
+			delete(f.nets, n.Bridge)
+		}
+		return err
+	}
+	return nil
+}
+
+// DropNetwork removes a network.
+func (f *Firewall) DropNetwork(bridge string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.nets[bridge]; !ok {
+		return nil
+	}
+	delete(f.nets, bridge)
+	return f.write()
+}
+
+// Publish adds ports, all or none.
+func (f *Firewall) Publish(list []Mapping) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(list) == 0 {
+		return nil
+	}
+	if err := f.change(list, false); err != nil {
+		return err
+	}
+	for _, m := range list {
+		f.ports[m] = true
+	}
+	return nil
+}
+
+// Withdraw removes ports. Those that are not there are no error.
+func (f *Firewall) Withdraw(list []Mapping) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var have []Mapping
+	for _, m := range list {
+		if f.ports[m] {
+			have = append(have, m)
+			delete(f.ports, m)
+		}
+	}
+	if len(have) == 0 {
+		return nil
+	}
+	err := f.change(have, true)
+	if errors.Is(err, unix.ENOENT) { // somebody flushed the table
+		return f.write()
+	}
+	return err
+}
+
+// change adds or deletes the elements of ports in one transaction.
+func (f *Firewall) change(list []Mapping, remove bool) error {
+	if f.table == nil {
+		return errors.New("the firewall has not been written yet")
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	for name, elems := range elements(list) {
+		// A message holds some tens of kilobytes.
+		for part := range slices.Chunk(elems, 512) {
+			if remove {
+				err = c.SetDeleteElements(f.sets[name], part)
+			} else {
+				err = c.SetAddElements(f.sets[name], part)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("cannot change the published ports: %w", err)
+	}
+	return nil
+}
+
+// elements are the elements of each map that stand for ports.
+func elements(list []Mapping) map[string][]nftables.SetElement {
+	out := map[string][]nftables.SetElement{}
+	for _, m := range list {
+		v := "4"
+		if m.To.Addr().Is6() {
+			v = "6"
+		}
+		any := m.Host.IsUnspecified() || !m.Host.IsValid()
+		if m.Count > 1 && any && m.Port == m.To.Port() {
+			out["ranges"+v] = append(out["ranges"+v], nftables.SetElement{
+				Key: key(m.Proto, m.Port), KeyEnd: key(m.Proto, m.Port+uint16(m.Count)-1), Val: m.To.Addr().AsSlice(),
+			})
+			continue
+		}
+		for i := range max(1, m.Count) {
+			val := append(m.To.Addr().AsSlice(), port(m.To.Port()+uint16(i))...)
+			k, name := key(m.Proto, m.Port+uint16(i)), "ports"+v
+			if !any {
+				k, name = append(m.Host.AsSlice(), k...), name+"at"
+			}
+			out[name] = append(out[name], nftables.SetElement{Key: k, Val: val})
+		}
+	}
+	return out
+}
+
+// port is a port in a 4-byte register.
+func port(p uint16) []byte { return []byte{byte(p >> 8), byte(p), 0, 0} }
+
+func key(proto uint8, p uint16) []byte { return append([]byte{proto, 0, 0, 0}, port(p)...) }
+
+// ifname is an interface's name in its 16 bytes.
+func ifname(s string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, s)
+	return b
+}
+
+// write replaces what is the engine's in one transaction.
+func (f *Firewall) write() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("cannot reach nftables: %w", err)
+	}
+	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: f.name})
+	f.table = t
+	for _, s := range f.allSets() {
+		if err := c.AddSet(s, nil); err != nil {
+			return err
+		}
+		c.FlushSet(s)
+		f.sets[s.Name] = s
+	}
+	names := make([]string, 0, len(f.nets))
+	for n := range f.nets {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	add := map[string][]nftables.SetElement{}
+	for _, name := range names {
+		n := f.nets[name]
+		add["nets"] = append(add["nets"], nftables.SetElement{Key: ifname(name)})
+		add["same"] = append(add["same"], nftables.SetElement{Key: append(ifname(name), ifname(name)...)})
+		if n.Internal {
+			add["internal"] = append(add["internal"], nftables.SetElement{Key: ifname(name)})
+		}
+		if !n.ICC {
+			add["noicc"] = append(add["noicc"], nftables.SetElement{Key: ifname(name)})
+		}
+	}
+	list := make([]Mapping, 0, len(f.ports))
+	for m := range f.ports {
+		list = append(list, m)
+	}
+	for name, e := range elements(list) {
+		add[name] = append(add[name], e...)
+	}
+	for name, elems := range add {
+		for part := range slices.Chunk(elems, 512) {
+			if err := c.SetAddElements(f.sets[name], part); err != nil {
+				return err
+			}
+		}
+	}
+	f.chains(c)
+	f.rules(c, names)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("cannot write the firewall's rules: %w", err)
+	}
+	for _, name := range names { // so that published ports answer on loopback
+		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
+	}
+	return nil
+}
+
+func (f *Firewall) allSets() []*nftables.Set {
+	set := func(name string, key nftables.SetDatatype, concat bool) *nftables.Set {
+		return &nftables.Set{Table: f.table, Name: name, KeyType: key, Concatenation: concat, KeyByteOrder: binaryutil.NativeEndian}
+	}
+	portKey := nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+	out := []*nftables.Set{
+		set("nets", nftables.TypeIFName, false), set("internal", nftables.TypeIFName, false), set("noicc", nftables.TypeIFName, false),
+		set("same", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), true),
+	}
+	for _, v := range []struct {
+		suffix string
+		addr   nftables.SetDatatype
+	}{{"4", nftables.TypeIPAddr}, {"6", nftables.TypeIP6Addr}} {
+		to := nftables.MustConcatSetType(v.addr, nftables.TypeInetService)
+		at := nftables.MustConcatSetType(v.addr, nftables.TypeInetProto, nftables.TypeInetService)
+		out = append(out,
+			&nftables.Set{Table: f.table, Name: "ports" + v.suffix, IsMap: true, KeyType: portKey, DataType: to, Concatenation: true},
+			&nftables.Set{Table: f.table, Name: "ports" + v.suffix + "at", IsMap: true, KeyType: at, DataType: to, Concatenation: true},
+			&nftables.Set{Table: f.table, Name: "ranges" + v.suffix, IsMap: true, KeyType: portKey, DataType: v.addr, Concatenation: true, Interval: true},
+		)
+	}
+	return out
+}
+
+// chains declares the chains and empties those that are the engine's.
+func (f *Firewall) chains(c *nftables.Conn) {
+	hook := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) {
+		policy := nftables.ChainPolicyAccept
+		f.chain[name] = c.AddChain(&nftables.Chain{Table: f.table, Name: name, Type: typ, Hooknum: hook, Priority: prio, Policy: &policy})
+	}
+	hook("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	hook("dnat", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
+	hook("local", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	hook("snat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	hook("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	for _, name := range []string{"publish", "user"} {
+		f.chain[name] = c.AddChain(&nftables.Chain{Table: f.table, Name: name})
+	}
+	for name, ch := range f.chain {
+		if name != "user" {
+			c.FlushChain(ch)
+		}
+	}
+}
+
+// The 4-byte registers that hold keys and values side by side.
+const (
+	reg32    = 8 // NFT_REG32_00
+	regValue = 16
+)
+
+// rules writes the rules of every chain.
+func (f *Firewall) rules(c *nftables.Conn, names []string) {
+	rule := func(chain string, parts ...[]expr.Any) {
+		var all []expr.Any
+		for _, p := range parts {
+			all = append(all, p...)
+		}
+		c.AddRule(&nftables.Rule{Table: f.table, Chain: f.chain[chain], Exprs: all})
+	}
+	in, out := meta(expr.MetaKeyIIFNAME), meta(expr.MetaKeyOIFNAME)
+
+	rule("guard", in, f.has("nets"), family(4), daddr4(netip.MustParsePrefix("127.0.0.0/8")), drop)
+	for _, ch := range []string{"dnat", "local"} {
+		rule(ch, localAddress, jump("publish"))
+	}
+	for _, v := range []int{4, 6} {
+		suffix := fmt.Sprint(v)
+		rule("publish", family(v), addrPortKey(v), f.lookup("ports"+suffix+"at"), dnat(v, true))
+		rule("publish", family(v), portKey, f.lookup("ranges"+suffix), dnat(v, false))
+		rule("publish", family(v), portKey, f.lookup("ports"+suffix), dnat(v, true))
+	}
+	for _, name := range names {
+		n := f.nets[name]
+		rule("snat", out, equal(ifname(name)), family(4), saddr4(netip.MustParsePrefix("127.0.0.0/8")), masquerade)
+		for _, s := range n.Subnets {
+			v, from := 4, saddr4(s)
+			if s.Addr().Is6() {
+				v, from = 6, saddr6(s)
+			}
+			// A container that calls itself, or a neighbour, by a published port.
+			rule("snat", out, equal(ifname(name)), family(v), from, translated, masquerade)
+			if n.Masquerade && !n.Internal {
+				rule("snat", out, differs(ifname(name)), family(v), from, masquerade)
+			}
+		}
+	}
+	rule("forward", jump("user"))
+	rule("forward", established, accept)
+	rule("forward", pairKey, f.has1("same"), in, f.has("noicc"), translated, accept)
+	rule("forward", pairKey, f.has1("same"), in, f.has("noicc"), drop)
+	rule("forward", pairKey, f.has1("same"), accept)
+	rule("forward", in, f.has("internal"), drop)
+	rule("forward", out, f.has("internal"), drop)
+	rule("forward", out, f.has("nets"), translated, accept)
+	rule("forward", out, f.has("nets"), drop)
+	rule("forward", in, f.has("nets"), accept)
+}

@@ -1,0 +1,196 @@
+package network
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"berth.dev/berth/internal/network/dns"
+)
+
+// ResolverAddress is where a container on a network of users finds names.
+const ResolverAddress = dns.Address
+
+// named reports whether containers find each other by name on a network: on
+// all but the default bridge, as in Docker.
+func (n *Network) named() bool {
+	return n.Driver == "bridge" && container.NetworkMode(n.Name).IsUserDefined()
+}
+
+// index is the names of each network's containers, by network and name. mu is held.
+func (s *Service) reindex(nets ...string) {
+	for _, id := range nets {
+		names := map[string][]*Endpoint{}
+		for _, b := range s.sandboxes {
+			for _, e := range b.Endpoints {
+				if e.Network != id {
+					continue
+				}
+				for _, name := range e.Names {
+					name = strings.ToLower(name)
+					if !slices.Contains(names[name], e) {
+						names[name] = append(names[name], e)
+					}
+				}
+			}
+		}
+		s.names[id] = names
+	}
+}
+
+// networksOf are the ids of a sandbox's networks.
+func networksOf(b *Sandbox) []string {
+	var out []string
+	if b != nil {
+		for _, e := range b.Endpoints {
+			out = append(out, e.Network)
+		}
+	}
+	return out
+}
+
+// view is the names that one container knows.
+type view struct {
+	s         *Service
+	container string
+}
+
+func (v view) Lookup(name string) (addrs []netip.Addr, known bool) {
+	s := v.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	b := s.sandboxes[v.container]
+	if b == nil {
+		return nil, false
+	}
+	find := func(n *Network, name string) {
+		for _, e := range s.names[n.ID][name] {
+			known = true
+			for _, p := range []netip.Prefix{e.Addr4, e.Addr6} {
+				if p.IsValid() && !slices.Contains(addrs, p.Addr()) {
+					addrs = append(addrs, p.Addr())
+				}
+			}
+		}
+	}
+	for _, own := range b.Endpoints {
+		n := s.nets[own.Network]
+		if n == nil || !n.named() {
+			continue
+		}
+		if own.Asked != nil { // links are names that only this container knows
+			for _, l := range own.Asked.Links {
+				target, alias, ok := strings.Cut(l, ":")
+				if !ok {
+					alias = target
+				}
+				if strings.EqualFold(alias, name) {
+					find(n, strings.ToLower(target))
+				}
+			}
+		}
+		find(n, name)
+		if short, ok := strings.CutSuffix(name, "."+strings.ToLower(n.Name)); ok {
+			find(n, short)
+		}
+	}
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	return addrs, known
+}
+
+func (v view) Reverse(a netip.Addr) string {
+	s := v.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	b := s.sandboxes[v.container]
+	if b == nil {
+		return ""
+	}
+	for _, own := range b.Endpoints {
+		n := s.nets[own.Network]
+		if n == nil || !n.named() {
+			continue
+		}
+		for _, list := range s.names[n.ID] {
+			for _, e := range list {
+				if e.Addr4.Addr() == a || e.Addr6.Addr() == a {
+					return e.Container + "." + n.Name + "."
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (v view) Outside() []string {
+	v.s.mu.RLock()
+	b := v.s.sandboxes[v.container]
+	var own []string
+	out := false
+	if b != nil {
+		own = b.DNS
+		for _, e := range b.Endpoints {
+			if n := v.s.nets[e.Network]; n != nil && !n.Internal {
+				out = true
+			}
+		}
+	}
+	v.s.mu.RUnlock()
+	switch {
+	case !out:
+		return nil
+	case len(own) > 0:
+		return own
+	default:
+		return v.s.upstream.get()
+	}
+}
+
+// upstream is the host's resolvers, read again when the file may have changed.
+type upstream struct {
+	mu   sync.Mutex
+	list []string
+	read time.Time
+}
+
+func (u *upstream) get() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if time.Since(u.read) < 5*time.Second {
+		return u.list
+	}
+	u.read, u.list = time.Now(), nil
+	raw, _ := os.ReadFile("/etc/resolv.conf")
+	for line := range strings.Lines(string(raw)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
+			u.list = append(u.list, f[1])
+		}
+	}
+	return u.list
+}
+
+// serveNames lets a container's resolver answer.
+func (s *Service) serveNames(b *Sandbox) {
+	if b.resolver != nil {
+		b.Resolver = b.resolver.Port()
+		s.dns.Serve(b.resolver, view{s, b.Container})
+	}
+}
+
+// reopenNames takes the resolver's sockets up again in the namespace of a container that
+// ran on while no engine answered.
+func (s *Service) reopenNames(b *Sandbox, ns int) {
+	sockets, err := dns.Open(ns, b.Resolver)
+	if err != nil {
+		s.o.Log.Warn("cannot answer names for a container", "container", b.Container, "error", err)
+		return
+	}
+	b.resolver = sockets
+	s.dns.Serve(sockets, view{s, b.Container})
+}

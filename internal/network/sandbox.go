@@ -1,0 +1,565 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/network/bridge"
+	"berth.dev/berth/internal/network/dns"
+	"berth.dev/berth/internal/network/firewall"
+	"berth.dev/berth/internal/network/ipam"
+	"berth.dev/berth/internal/state"
+	"berth.dev/berth/internal/undo"
+)
+
+// Attachment is what a container asks of its network.
+type Attachment struct {
+	Container  string // id
+	Name       string
+	Networks   map[string]*network.EndpointSettings // by name or id; nil settings ask for nothing
+	Main       string                               // the network of the container's mode
+	Into       int                                  // a namespace that it has already, -1 for none
+	Names      []string                             // by which neighbours find it, besides the aliases on each network
+	DNS        []string                             // resolvers to ask about the world; the host\'s when empty
+	Ports      network.PortMap
+	Exposed    network.PortSet
+	PublishAll bool
+}
+
+// Endpoint is a container's place on a network.
+type Endpoint struct {
+	ID        string
+	Network   string // id
+	Container string // its name
+	Interface string // in the sandbox
+	Host      string // the other end
+	MAC       net.HardwareAddr
+	Addr4     netip.Prefix
+	Addr6     netip.Prefix
+	Gateway4  netip.Addr
+	Gateway6  netip.Addr
+	Names     []string // by which its neighbours find it
+	Asked     *network.EndpointSettings
+}
+
+// Sandbox is what one run of a container has of the network. It persists in the
+// bucket "sandbox".
+type Sandbox struct {
+	Container string
+	Endpoints []*Endpoint
+	Bindings  []Binding
+	Through   int      // index of the endpoint that ports are published by
+	DNS       []string // resolvers of its own
+	Resolver  uint16   // port of its resolver, 0 for none
+
+	resolver *dns.Sockets
+
+	fd int // of the namespace; the caller's from Attach
+}
+
+// FD is the descriptor of the sandbox's namespace, once: the caller closes it.
+func (b *Sandbox) FD() int { return b.fd }
+
+func (b *Sandbox) mappings() []firewall.Mapping {
+	if len(b.Bindings) == 0 || b.Through >= len(b.Endpoints) {
+		return nil
+	}
+	return mappings(b.Bindings, b.Endpoints[b.Through])
+}
+
+// Attach makes the sandbox of a container: namespace, interfaces, addresses,
+// ports. Everything is undone when one of them cannot be had.
+func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err error) {
+	var u undo.Stack
+	defer u.Run()
+	order, err := s.order(a)
+	if err != nil {
+		return nil, err
+	}
+	b := &Sandbox{Container: a.Container, fd: a.Into, DNS: a.DNS}
+	if b.fd < 0 && len(order) == 1 && order[0].plain() {
+		if ready := order[0].net.takeReady(s); ready != nil {
+			b.fd, b.resolver = ready.fd, ready.resolver
+			e := ready.ep
+			e.Container, e.Asked = a.Name, order[0].settings
+			b.Endpoints = []*Endpoint{e}
+			u.Add(func() { _ = unix.Close(b.fd); order[0].net.release(e); b.closeResolver() })
+		}
+	}
+	if len(b.Endpoints) == 0 {
+		if b.fd < 0 {
+			if b.fd, err = s.Isolated(); err != nil {
+				return nil, err
+			}
+			u.Add(func() { _ = unix.Close(b.fd) })
+		}
+		for i, o := range order {
+			e, err := s.join(o.net, b.fd, fmt.Sprintf("eth%d", i), o.settings, i == 0)
+			if err != nil {
+				return nil, err
+			}
+			e.Container = a.Name
+			u.Add(func() { o.net.release(e) })
+			b.Endpoints = append(b.Endpoints, e)
+		}
+		if slices.ContainsFunc(order, func(o asked) bool { return o.net.named() }) {
+			if b.resolver, err = dns.Open(b.fd, 0); err != nil {
+				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+			}
+			u.Add(b.closeResolver)
+		}
+	}
+	for i, e := range b.Endpoints {
+		e.Names = slices.Clone(a.Names)
+		if o := order[i].settings; o != nil {
+			e.Names = append(e.Names, o.Aliases...)
+		}
+	}
+	for i, o := range order {
+		if o.net.Driver == "bridge" && !o.net.Internal {
+			b.Through = i
+			if b.Bindings, err = (publisher{s}).publish(a, b.Endpoints[i], o.net.HostIP); err != nil {
+				return nil, err
+			}
+			break
+		}
+	}
+	if len(b.Bindings) > 0 {
+		u.Add(func() { (publisher{s}).unpublish(a.Container, b.Bindings) })
+		if s.fw != nil {
+			if err := s.fw.Publish(b.mappings()); err != nil {
+				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+			}
+			u.Add(func() { _ = s.fw.Withdraw(b.mappings()) })
+		}
+	}
+	s.serveNames(b)
+	if err := s.keep(b); err != nil {
+		return nil, err
+	}
+	u.Release()
+	for _, o := range order {
+		s.o.Event(events.ActionConnect, o.net.ID, map[string]string{"container": a.Container, "name": o.net.Name, "type": o.net.Driver})
+	}
+	return b, nil
+}
+
+// keep records a sandbox.
+func (s *Service) keep(b *Sandbox) error {
+	s.mu.Lock()
+	nets := append(networksOf(s.sandboxes[b.Container]), networksOf(b)...)
+	s.sandboxes[b.Container] = b
+	s.reindex(nets...)
+	s.mu.Unlock()
+	return s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(sandboxBucket, b.Container, b) })
+}
+
+// Release gives back what a container's run had. Its namespace ends with its
+// processes.
+func (s *Service) Release(container string) {
+	s.mu.Lock()
+	b := s.sandboxes[container]
+	delete(s.sandboxes, container)
+	s.reindex(networksOf(b)...)
+	s.mu.Unlock()
+	if b == nil {
+		return
+	}
+	b.closeResolver()
+	if s.fw != nil && len(b.Bindings) > 0 {
+		if err := s.fw.Withdraw(b.mappings()); err != nil {
+			s.o.Log.Warn("cannot withdraw published ports", "container", container, "error", err)
+		}
+	}
+	(publisher{s}).unpublish(container, b.Bindings)
+	for _, e := range b.Endpoints {
+		n, err := s.find(e.Network)
+		if err != nil {
+			continue
+		}
+		n.release(e)
+		s.o.Event(events.ActionDisconnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
+	}
+	_ = s.o.DB.Update(state.Async, func(tx *state.Tx) error { tx.Delete(sandboxBucket, container); return nil })
+}
+
+// loadSandboxes takes again what the records say that running containers have.
+// Those that run no more are given back by Keep.
+func (s *Service) loadSandboxes() {
+	for _, id := range s.o.DB.Keys(sandboxBucket, "") {
+		b := &Sandbox{}
+		if ok, err := s.o.DB.Get(sandboxBucket, id, b); err != nil || !ok {
+			continue
+		}
+		b.fd = -1
+		for _, e := range b.Endpoints {
+			if n := s.nets[e.Network]; n != nil {
+				n.retake(e)
+			}
+		}
+		s.ports.retake(id, b.Bindings)
+		s.sandboxes[id] = b
+		s.reindex(networksOf(b)...)
+	}
+}
+
+// Keep releases the sandboxes of all containers but those that run: pid tells the
+// process of one, 0 for none. The names of the rest are answered again.
+func (s *Service) Keep(pid func(container string) int) {
+	s.mu.RLock()
+	all := slices.Collect(maps.Values(s.sandboxes))
+	s.mu.RUnlock()
+	for _, b := range all {
+		n := pid(b.Container)
+		if n == 0 {
+			s.Release(b.Container)
+			continue
+		}
+		if b.Resolver == 0 || b.resolver != nil {
+			continue
+		}
+		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			s.reopenNames(b, ns)
+			_ = unix.Close(ns)
+		}
+	}
+}
+
+func (b *Sandbox) closeResolver() {
+	if b.resolver != nil {
+		b.resolver.Close()
+	}
+}
+
+// asked is one network that a container is to be on.
+type asked struct {
+	net      *Network
+	settings *network.EndpointSettings
+}
+
+// plain reports whether a prepared interface will do.
+func (a asked) plain() bool {
+	e := a.settings
+	return a.net.Driver == "bridge" && (e == nil || e.IPAMConfig == nil && len(e.MacAddress) == 0 && len(e.DriverOpts) == 0)
+}
+
+// order resolves and sorts the networks of a container: the one of the default
+// route first.
+func (s *Service) order(a *Attachment) ([]asked, error) {
+	var out []asked
+	for ref, e := range a.Networks {
+		n, err := s.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		if n.Driver == "host" || n.Driver == "null" {
+			if len(a.Networks) > 1 {
+				return nil, errs.New(errs.Invalid, "container cannot be connected to network endpoints: %s and others", n.Name)
+			}
+			return nil, nil
+		}
+		if e != nil && e.IPAMConfig != nil && n.Name == "bridge" && (e.IPAMConfig.IPv4Address.IsValid() || e.IPAMConfig.IPv6Address.IsValid()) {
+			return nil, errs.New(errs.Invalid, "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only")
+		}
+		out = append(out, asked{n, e})
+	}
+	priority := func(x asked) int {
+		p := 0
+		if x.settings != nil {
+			p = x.settings.GwPriority
+		}
+		return p
+	}
+	slices.SortFunc(out, func(x, y asked) int {
+		if c := priority(y) - priority(x); c != 0 {
+			return c
+		}
+		if x.net.Internal != y.net.Internal { // no way out by an internal one
+			if x.net.Internal {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(x.net.Name, y.net.Name)
+	})
+	return out, nil
+}
+
+// join gives a namespace an interface on a network.
+func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
+	ep := &Endpoint{ID: newID(), Network: n.ID, Interface: name, Asked: e}
+	if e != nil {
+		if v := e.DriverOpts[optIfName]; v != "" {
+			if !bridge.ValidName(v) {
+				return nil, errs.New(errs.Invalid, "invalid interface name: %s", v)
+			}
+			ep.Interface = v
+		}
+		ep.MAC = net.HardwareAddr(e.MacAddress)
+	}
+	if err := n.address(ep, e); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.release(ep)
+		}
+	}()
+	in := n.iface(ep, gateway)
+	if err := bridge.Join(n.index, ns, in); err != nil {
+		return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+	}
+	ep.Host = in.Host
+	return ep, nil
+}
+
+// iface is an endpoint as the bridge package knows it.
+func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
+	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU}
+	for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
+		if p.IsValid() {
+			in.Addrs = append(in.Addrs, p)
+		}
+	}
+	if gateway && !n.Internal {
+		for _, g := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
+			if g.IsValid() {
+				in.Gateways = append(in.Gateways, g)
+			}
+		}
+	}
+	return in
+}
+
+// address takes the addresses of an endpoint: those that are asked for, or free ones.
+func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error) {
+	defer func() {
+		if err != nil {
+			n.release(ep)
+		}
+	}()
+	var want4, want6 netip.Addr
+	if e != nil && e.IPAMConfig != nil {
+		want4, want6 = e.IPAMConfig.IPv4Address, e.IPAMConfig.IPv6Address
+	}
+	for i, c := range n.IPAM.Config {
+		sub := n.subnets[i]
+		want, have, gw := want4, &ep.Addr4, &ep.Gateway4
+		if c.Subnet.Addr().Is6() {
+			want, have, gw = want6, &ep.Addr6, &ep.Gateway6
+		}
+		if have.IsValid() || want.IsValid() && !c.Subnet.Contains(want) {
+			continue
+		}
+		a := want
+		if want.IsValid() {
+			if err := sub.Take(want); err != nil {
+				return errs.New(errs.Forbidden, "failed to set up container networking: %v", err)
+			}
+		} else if a, err = sub.Choose(); err != nil {
+			if errors.Is(err, ipam.ErrNoAddress) && i+1 < len(n.IPAM.Config) {
+				err = nil
+				continue // the next subnet may have room
+			}
+			return errs.New(errs.Internal, "failed to set up container networking: %v: network %s", err, n.Name)
+		}
+		*have, *gw = netip.PrefixFrom(a, c.Subnet.Bits()), c.Gateway
+		if aux, ok := c.AuxAddress["DefaultGatewayIPv4"]; ok && a.Is4() {
+			*gw = aux
+		}
+	}
+	if want4.IsValid() && !ep.Addr4.IsValid() || want6.IsValid() && !ep.Addr6.IsValid() {
+		return errs.New(errs.Invalid, "invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.Name, cmpAddr(want4, want6))
+	}
+	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
+		return errs.New(errs.Internal, "failed to set up container networking: %v: network %s", ipam.ErrNoAddress, n.Name)
+	}
+	if len(ep.MAC) == 0 {
+		if ep.Addr4.IsValid() {
+			ep.MAC = bridge.MAC(ep.Addr4.Addr())
+		} else {
+			ep.MAC = bridge.RandomMAC()
+		}
+	}
+	return nil
+}
+
+func cmpAddr(a, b netip.Addr) netip.Addr {
+	if a.IsValid() {
+		return a
+	}
+	return b
+}
+
+// release gives an endpoint's addresses back.
+func (n *Network) release(ep *Endpoint) {
+	for i, c := range n.IPAM.Config {
+		for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
+			if p.IsValid() && c.Subnet.Contains(p.Addr()) && i < len(n.subnets) {
+				n.subnets[i].Release(p.Addr())
+			}
+		}
+	}
+}
+
+// retake takes the addresses of an endpoint again.
+func (n *Network) retake(ep *Endpoint) {
+	for i, c := range n.IPAM.Config {
+		for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
+			if p.IsValid() && c.Subnet.Contains(p.Addr()) && i < len(n.subnets) {
+				_ = n.subnets[i].Take(p.Addr())
+			}
+		}
+	}
+}
+
+// Endpoints returns what a running container has: its endpoints and its
+// ports; nil for one that has no sandbox.
+func (s *Service) Endpoints(container string) ([]*Endpoint, network.PortMap) {
+	s.mu.RLock()
+	b := s.sandboxes[container]
+	s.mu.RUnlock()
+	if b == nil {
+		return nil, nil
+	}
+	return b.Endpoints, portMap(b.Bindings)
+}
+
+// HostAddresses are the host's addresses on the default bridge.
+func (s *Service) HostAddresses() []netip.Addr {
+	s.mu.RLock()
+	n := s.byName["bridge"]
+	s.mu.RUnlock()
+	var out []netip.Addr
+	if n != nil {
+		for _, p := range n.gateways() {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
+
+// Connect gives a running container one more interface. ns is its namespace.
+func (s *Service) Connect(_ context.Context, container, name string, names []string, ref string, e *network.EndpointSettings, ns int) error {
+	n, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	old := s.sandboxes[container]
+	s.mu.RUnlock()
+	b := &Sandbox{Container: container, fd: -1}
+	if old != nil {
+		b.Endpoints, b.Bindings, b.Through = slices.Clone(old.Endpoints), old.Bindings, old.Through
+		b.DNS, b.Resolver, b.resolver = old.DNS, old.Resolver, old.resolver
+	}
+	used := map[string]bool{}
+	for _, o := range b.Endpoints {
+		used[o.Interface] = true
+	}
+	ifname := "eth0"
+	for i := 0; used[ifname]; i++ {
+		ifname = fmt.Sprintf("eth%d", i)
+	}
+	first := !slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
+		on, err := s.find(o.Network)
+		return err == nil && !on.Internal
+	})
+	ep, err := s.join(n, ns, ifname, e, first)
+	if err != nil {
+		return err
+	}
+	ep.Container, ep.Names = name, slices.Clone(names)
+	if e != nil {
+		ep.Names = append(ep.Names, e.Aliases...)
+	}
+	b.Endpoints = append(b.Endpoints, ep)
+	if n.named() && b.resolver == nil {
+		if b.resolver, err = dns.Open(ns, 0); err != nil {
+			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
+		}
+		s.serveNames(b)
+	}
+	if err := s.keep(b); err != nil {
+		return err
+	}
+	s.o.Event(events.ActionConnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
+	return nil
+}
+
+// Disconnect takes an interface from a running container. When it was the one
+// of the default route, another takes its place.
+func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) error {
+	n, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	old := s.sandboxes[container]
+	s.mu.RUnlock()
+	if old == nil {
+		return nil
+	}
+	i := slices.IndexFunc(old.Endpoints, func(e *Endpoint) bool { return e.Network == n.ID })
+	if i < 0 {
+		return nil
+	}
+	ep := old.Endpoints[i]
+	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through, DNS: old.DNS, Resolver: old.Resolver, resolver: old.resolver}
+	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
+	switch {
+	case i == old.Through:
+		if s.fw != nil {
+			_ = s.fw.Withdraw(old.mappings())
+		}
+		(publisher{s}).unpublish(container, old.Bindings)
+		b.Bindings, b.Through = nil, 0
+	case i < old.Through:
+		b.Through--
+	}
+	if err := bridge.Leave(ns, ep.Interface); err != nil {
+		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
+	}
+	n.release(ep)
+	for _, e := range b.Endpoints {
+		if on, err := s.find(e.Network); err == nil && !on.Internal {
+			_ = bridge.Gateways(ns, on.iface(e, true))
+			break
+		}
+	}
+	if err := s.keep(b); err != nil {
+		return err
+	}
+	s.o.Event(events.ActionDisconnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
+	return nil
+}
+
+// Rename changes what a container is called on its networks.
+func (s *Service) Rename(container, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.sandboxes[container]; b != nil {
+		for _, e := range b.Endpoints {
+			for i, n := range e.Names {
+				if n == e.Container {
+					e.Names[i] = name
+				}
+			}
+			e.Container = name
+		}
+		s.reindex(networksOf(b)...)
+		_ = s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(sandboxBucket, container, b) })
+	}
+}

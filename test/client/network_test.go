@@ -1,0 +1,238 @@
+package client
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"berth.dev/berth/internal/enginetest"
+)
+
+// fetch gets a page from the host's side: the engine's network namespace.
+func fetch(e *enginetest.Engine, addr string) (body string, err error) {
+	err = e.Inside(func() error {
+		d := net.Dialer{Timeout: 2 * time.Second}
+		c, err := d.Dial("tcp", addr) // by address: on this thread
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+		if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		raw, err := io.ReadAll(c)
+		_, body, _ = strings.Cut(string(raw), "\r\n\r\n")
+		return err
+	})
+	return strings.TrimSpace(body), err
+}
+
+// web runs a server that says what it is told.
+func web(c *enginetest.Client, name, text string, args ...string) {
+	args = append([]string{"run", "-d", "--name", name}, args...)
+	c.Must(append(args, img, "sh", "-c", "mkdir /w; echo "+text+" > /w/index.html; exec httpd -f -p 80 -h /w")...)
+}
+
+func addressOf(c *enginetest.Client, name, network string) string {
+	return c.Inspect(name, fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network))
+}
+
+// The walk that people learn with: the default bridge, published ports from everywhere,
+// two networks, names within one and none across, connect and disconnect.
+func TestNetworks(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	e.Each(t, func(t *testing.T, c *enginetest.Client) {
+		web(c, "web", "hello", "-p", "8080:80", "-p", "127.0.0.1:8081:80")
+		ip := addressOf(c, "web", "bridge")
+		gw := c.Inspect("web", `{{(index .NetworkSettings.Networks "bridge").Gateway}}`)
+		for _, at := range []string{ip + ":80", "127.0.0.1:8080", "127.0.0.1:8081", gw + ":8080"} {
+			enginetest.Eventually(t, "an answer at "+at, func() bool { body, _ := fetch(e, at); return body == "hello" })
+		}
+		if body, err := fetch(e, gw+":8081"); err == nil {
+			t.Errorf("a port on loopback answers elsewhere: %q", body)
+		}
+		get := func(at string) string {
+			return c.Must("run", "--rm", img, "sh", "-c", "wget -q -O - http://"+at+"/")
+		}
+		if got := get(ip); got != "hello" {
+			t.Errorf("from a neighbour: %q", got)
+		}
+		if got := get(gw + ":8080"); got != "hello" {
+			t.Errorf("by the published port: %q", got)
+		}
+		if got := c.Must("exec", "web", "wget", "-q", "-O", "-", "http://"+gw+":8080/"); got != "hello" {
+			t.Errorf("a container by its own published port: %q", got)
+		}
+		if got := c.Must("port", "web"); got != "80/tcp -> 0.0.0.0:8080\n80/tcp -> 127.0.0.1:8081" {
+			t.Errorf("port: %q", got)
+		}
+		if got := c.Must("ps", "--format", "{{.Ports}}"); got != "0.0.0.0:8080->80/tcp, 127.0.0.1:8081->80/tcp" {
+			t.Errorf("ps: %q", got)
+		}
+		if r := c.Run("run", "--rm", "-p", "8080:80", img, "true"); r.Code != 125 || !strings.Contains(r.Err, "Bind for 0.0.0.0:8080 failed: port is already allocated") {
+			t.Errorf("a port twice: %+v", r)
+		}
+		c.Must("rm", "-f", "web")
+		if _, err := fetch(e, "127.0.0.1:8080"); err == nil {
+			t.Error("a removed container's port answers")
+		}
+
+		one, two := "one-"+c.Name, "two-"+c.Name
+		c.Must("network", "create", one)
+		c.Must("network", "create", "--subnet", "10.77.0.0/24", "--gateway", "10.77.0.254", "--label", "a=b", two)
+		if r := c.Run("network", "create", "--subnet", "10.77.0.0/25", "over"); r.Code == 0 || !strings.Contains(r.Err, "Pool overlaps with other one on this address space") {
+			t.Errorf("an overlap: %+v", r)
+		}
+		web(c, "db", "data", "--network", one, "--network-alias", "store")
+		c.Must("run", "-d", "--name", "app", "--network", one, img, "sleep", "100")
+		c.Must("run", "-d", "--name", "far", "--network", two, "--ip", "10.77.0.7", "--mac-address", "02:42:00:00:00:07", img, "sleep", "100")
+		for _, name := range []string{"db", "store", "db." + one} {
+			if got := c.Must("exec", "app", "sh", "-c", "wget -q -O - http://"+name+"/"); got != "data" {
+				t.Errorf("by the name %s: %q", name, got)
+			}
+		}
+		if r := c.Run("exec", "far", "sh", "-c", "wget -q -O - http://db/"); r.Code == 0 {
+			t.Errorf("by name across networks: %+v", r)
+		}
+		if r := c.Run("exec", "far", "ping", "-c", "1", "-W", "1", addressOf(c, "db", one)); r.Code == 0 {
+			t.Errorf("by address across networks: %+v", r)
+		}
+		if got := c.Must("exec", "far", "cat", "/sys/class/net/eth0/address"); got != "02:42:00:00:00:07" {
+			t.Errorf("hardware address: %s", got)
+		}
+		c.Must("network", "connect", "--alias", "guest", one, "far")
+		if got := c.Must("exec", "far", "sh", "-c", "wget -q -O - http://db/"); got != "data" {
+			t.Errorf("after connect: %q", got)
+		}
+		c.Must("exec", "app", "ping", "-c", "1", "-W", "2", "guest")
+		if r := c.Run("network", "rm", one); r.Code == 0 || !strings.Contains(r.Err, "has active endpoints") {
+			t.Errorf("rm of a network in use: %+v", r)
+		}
+		c.Must("rename", "db", "database")
+		c.Must("exec", "app", "ping", "-c", "1", "-W", "2", "database")
+		// The engine is killed: names and ports are there again with it, connections were never away.
+		e.Restart()
+		c.Must("exec", "app", "ping", "-c", "1", "-W", "2", "database")
+		c.Must("network", "disconnect", one, "far")
+		if r := c.Run("exec", "far", "sh", "-c", "wget -q -O - http://database/"); r.Code == 0 {
+			t.Errorf("after disconnect: %+v", r)
+		}
+		if got := c.Must("network", "ls", "--filter", "label=a=b", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"); got != two+" bridge local" {
+			t.Errorf("network ls: %q", got)
+		}
+		c.Must("rm", "-f", "database", "app", "far")
+		if got := c.Must("network", "prune", "-f"); !strings.Contains(got, one) || !strings.Contains(got, two) {
+			t.Errorf("network prune: %q", got)
+		}
+	})
+}
+
+// Internal networks lead nowhere, IPv6 is there where it was asked for and only there.
+func TestNetworkKinds(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("network", "create", "--internal", "inside")
+	c.Must("network", "create", "--ipv6", "--subnet", "fd77::/64", "six")
+	c.Must("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "alone")
+	c.Must("run", "-d", "--name", "in1", "--network", "inside", img, "sleep", "100")
+	c.Must("run", "-d", "--name", "in2", "--network", "inside", img, "sleep", "100")
+	c.Must("exec", "in1", "ping", "-c", "1", "-W", "2", "in2")
+	if got := c.Must("exec", "in1", "ip", "route"); strings.Contains(got, "default") {
+		t.Errorf("an internal network has a way out: %s", got)
+	}
+	if r := c.Run("exec", "in1", "nslookup", "outside.example", "127.0.0.11"); r.Code == 0 || !strings.Contains(r.Out+r.Err, "SERVFAIL") {
+		t.Errorf("names of the world on an internal network: %+v", r)
+	}
+	c.Must("run", "-d", "--name", "s1", "--network", "six", img, "sleep", "100")
+	c.Must("run", "-d", "--name", "s2", "--network", "six", img, "sleep", "100")
+	if got := c.Inspect("s1", `{{(index .NetworkSettings.Networks "six").GlobalIPv6Address}}`); got != "fd77::2" {
+		t.Errorf("IPv6 address: %s", got)
+	}
+	enginetest.Eventually(t, "IPv6", func() bool { return c.Run("exec", "s1", "ping", "-6", "-c", "1", "-W", "1", "s2").Code == 0 })
+	if got := c.Must("exec", "in1", "sh", "-c", "ip -6 addr show eth0"); got != "" {
+		t.Errorf("IPv6 where nobody asked for it: %s", got)
+	}
+	c.Must("run", "-d", "--name", "a1", "--network", "alone", img, "sleep", "100")
+	c.Must("run", "-d", "--name", "a2", "--network", "alone", img, "sleep", "100")
+	if r := c.Run("exec", "a1", "ping", "-c", "1", "-W", "1", "a2"); r.Code == 0 {
+		t.Errorf("icc=false lets neighbours speak: %+v", r)
+	}
+	for _, bad := range [][]string{
+		{"run", "--rm", "--network", "six", "--ip6", "fd99::9", img, "true"},
+		{"run", "--rm", "--network", "nosuch", img, "true"},
+		{"run", "--rm", "--ip", "172.17.0.9", img, "true"},
+		{"network", "create", "bridge"},
+		{"network", "create", "--driver", "nosuch", "x"},
+		{"network", "create", "--subnet", "10.1.0.0/33", "x"},
+		{"network", "create", "--subnet", "10.1.0.0/24", "--gateway", "10.2.0.1", "x"},
+		{"network", "rm", "host"},
+		{"network", "connect", "host", "a1"},
+	} {
+		if r := c.Run(bad...); r.Code == 0 || r.Err == "" {
+			t.Errorf("%q is accepted: %+v", bad, r)
+		}
+	}
+	c.Must("rm", "-f", "in1", "in2", "s1", "s2", "a1", "a2")
+	c.Must("network", "rm", "inside", "six", "alone")
+	var list []struct{ Name string }
+	if status, _ := e.Call(http.MethodGet, "/networks", nil, &list); status != http.StatusOK || len(list) != 3 {
+		t.Errorf("networks left: %v", list)
+	}
+}
+
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("run", "-d", "--name", "db", "--expose", "5432", "-e", "DBUSER=me", img, "sleep", "100")
+	ip := addressOf(c, "db", "bridge")
+	got := c.Must("run", "--rm", "--name", "app", "--link", "db:store", img, "sh", "-c", "env | grep ^STORE | sort; grep -c store /etc/hosts; ping -c 1 -W 2 store >/dev/null && echo reached")
+	want := strings.Join([]string{
+		"STORE_ENV_DBUSER=me", "STORE_NAME=/app/store", "STORE_PORT=tcp://" + ip + ":5432", "STORE_PORT_5432_TCP=tcp://" + ip + ":5432",
+		"STORE_PORT_5432_TCP_ADDR=" + ip, "STORE_PORT_5432_TCP_PORT=5432", "STORE_PORT_5432_TCP_PROTO=tcp", "1", "reached",
+	}, "\n")
+	if got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	c.Must("stop", "-t", "0", "db")
+	if r := c.Run("run", "--rm", "--name", "app", "--link", "db:store", img, "true"); r.Code != 125 || !strings.Contains(r.Err, "Cannot link to a non running container: /db AS /app/store") {
+		t.Errorf("a link to one that is stopped: %+v", r)
+	}
+	c.Must("rm", "db")
+}
+
+// Many ports are one change, and a range is one entry.
+func TestManyPorts(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("run", "-d", "--name", "many", "-p", "20000-20999:20000-20999", img, "sh", "-c", "echo here | nc -l -p 20500; sleep 100")
+	enginetest.Eventually(t, "the middle of the range", func() bool {
+		var got string
+		_ = e.Inside(func() error {
+			d := net.Dialer{Timeout: time.Second}
+			conn, err := d.Dial("tcp", "127.0.0.1:20500")
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Second))
+			b, err := io.ReadAll(conn)
+			got = string(b)
+			return err
+		})
+		return got == "here\n"
+	})
+	if r := c.Run("run", "--rm", "-p", "20999:80", img, "true"); r.Code != 125 || !strings.Contains(r.Err, "port is already allocated") {
+		t.Errorf("a port of the range again: %+v", r)
+	}
+	c.Must("rm", "-f", "many")
+	c.Must("run", "--rm", "-p", "20999:80", img, "true")
+}
