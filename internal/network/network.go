@@ -23,6 +23,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -84,7 +85,8 @@ type Network struct {
 	Masq   bool   `json:"masq,omitempty"`
 	HostIP netip.Addr
 
-	index   int // of the bridge
+	fault   error // why it cannot be used
+	index   int   // of the bridge
 	subnets []*ipam.Subnet
 	pool    *pool
 }
@@ -192,21 +194,32 @@ func (s *Service) load() error {
 		}
 		if err := s.bringUp(n); err != nil {
 			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
+			n.fault = advised(err)
 		}
 		s.add(n)
 	}
+	var lack error
 	if s.o.Config.Bridge != "none" {
 		n, err := s.defaultBridge(created)
-		if err != nil {
+		if err != nil && (n == nil || !lacks(err)) {
 			return errs.Wrap(errs.Internal, err, "failed to start daemon: Error initializing network controller")
 		}
 		s.add(n)
+		lack = err
 	}
 	s.loadSandboxes()
 	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
 		s.forward()
 	}
-	return s.restoreRules()
+	if err := s.restoreRules(); lacks(err) {
+		lack = cmp.Or(lack, err)
+	} else if err != nil {
+		return err
+	}
+	if lack != nil {
+		s.withoutBridges(lack)
+	}
+	return nil
 }
 
 func (s *Service) add(n *Network) {

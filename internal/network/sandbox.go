@@ -299,6 +299,9 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 
 // join gives a namespace an interface on a network.
 func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
+	if n.fault != nil {
+		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
+	}
 	ep := &Endpoint{ID: newID(), Network: n.ID, Interface: name, Asked: e}
 	if e != nil {
 		if v := e.DriverOpts[optIfName]; v != "" {
@@ -319,7 +322,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 	}()
 	in := n.iface(ep, gateway)
 	if err := bridge.Join(n.index, ns, in); err != nil {
-		return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
 	ep.Host = in.Host
 	return ep, nil
@@ -327,7 +330,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 
 // iface is an endpoint as the bridge package knows it.
 func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
-	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU}
+	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU, Isolated: !n.ICC}
 	for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 		if p.IsValid() {
 			in.Addrs = append(in.Addrs, p)
