@@ -122,6 +122,9 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	u.Release()
 	c.rec.Store(r)
 	c.st.Store(st)
+	if len(r.HostConfig.Links) > 0 {
+		s.linked.Store(true)
+	}
 	s.mu.Lock()
 	s.byID[r.ID] = c
 	s.mu.Unlock()
@@ -370,11 +373,8 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if len(hc.StorageOpt) > 0 {
 		return bad("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
 	}
-	for _, l := range hc.Links {
-		name, _, _ := strings.Cut(l, ":")
-		if _, err := s.Get(name); err != nil {
-			return bad("could not get container for %s: %v", name, err)
-		}
+	if hc.Links, err = (Nets(s)).bindLinks(hc); err != nil {
+		return nil, err
 	}
 	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")

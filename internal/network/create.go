@@ -314,7 +314,21 @@ func (s *Service) bringUp(n *Network) error {
 	}
 	n.index = index
 	n.pool = newPool()
+	if !n.ICC {
+		s.filterBridges()
+	}
 	return nil
+}
+
+// filterBridges lets packets between the ports of a bridge pass the firewall, which
+// is what keeps containers from speaking with each other.
+func (s *Service) filterBridges() {
+	for _, f := range []string{"iptables", "ip6tables"} {
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+f, []byte("1"), 0o644)
+		if err != nil {
+			s.o.Log.Error("containers of a network with icc=false can speak with each other: load the kernel module br_netfilter", "error", err)
+		}
+	}
 }
 
 // takeDown removes what a network has on the host.
@@ -454,6 +468,7 @@ func (s *Service) restoreRules() error {
 	}
 	var nets []firewall.Network
 	var ports []firewall.Mapping
+	var links []firewall.Link
 	for _, n := range s.all() {
 		if n.Driver == "bridge" {
 			nets = append(nets, n.rules())
@@ -462,7 +477,8 @@ func (s *Service) restoreRules() error {
 	s.mu.RLock()
 	for _, b := range s.sandboxes {
 		ports = append(ports, b.mappings()...)
+		links = append(links, b.Links...)
 	}
 	s.mu.RUnlock()
-	return s.fw.Restore(nets, ports)
+	return s.fw.Restore(nets, ports, links)
 }
