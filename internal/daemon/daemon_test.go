@@ -66,7 +66,7 @@ func TestParse(t *testing.T) {
 		"runtimes":{"crun":{"path":"/usr/bin/crun","runtimeArgs":["--x"]}},"default-runtime":"crun","default-address-pools":[{"base":"10.0.0.0/8","size":24}],
 		"dns":["1.1.1.1"],"exec-opts":["native.cgroupdriver=systemd"],"features":{"x":true},"proxies":{"http-proxy":"http://p"},"shutdown-timeout":3,
 		"containerd":"/x","insecure-registries":["r:5000"],"mtu":1400,"default-gateway":"10.0.0.1","tlsverify":true}`,
-		"--add-runtime", "kata=/k", "--icc=false", "-H", "tcp://", "-H", "fd://", "-H", "/x.sock", "--no-new-privileges", "--containerd-namespace", "n", "--cri-containerd")
+		"--add-runtime", "kata=/k", "--icc=false", "-H", "tcp://", "-H", "fd://", "-H", "/x.sock", "-H", "unix:///x.sock", "--no-new-privileges", "--containerd-namespace", "n", "--cri-containerd")
 	if err != nil {
 		t.Fatal(err)
 	}

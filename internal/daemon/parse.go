@@ -173,6 +173,14 @@ func (c *Config) finish() error {
 			return err
 		}
 	}
+	// The same address twice is one listener, as it is for scripts that add their own.
+	var hosts []string
+	for _, h := range c.API.Hosts {
+		if !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	c.API.Hosts = hosts
 	for i, p := range c.Default.paths() {
 		if *p != "" && !strings.HasPrefix(*p, "/") && (i > 0 || *p != "builtin" && *p != "unconfined") {
 			return fmt.Errorf("%s: the path must be absolute", *p)
