@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -315,18 +316,18 @@ func (s *Service) bringUp(n *Network) error {
 	n.index = index
 	n.pool = newPool()
 	if !n.ICC {
-		s.filterBridges()
+		filterBridges(s.o.Log)
 	}
 	return nil
 }
 
 // filterBridges lets packets between the ports of a bridge pass the firewall, which
 // is what keeps containers from speaking with each other.
-func (s *Service) filterBridges() {
+func filterBridges(log *slog.Logger) {
 	for _, f := range []string{"iptables", "ip6tables"} {
 		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+f, []byte("1"), 0o644)
 		if err != nil {
-			s.o.Log.Error("containers of a network with icc=false can speak with each other: load the kernel module br_netfilter", "error", err)
+			log.Error("containers of a network with icc=false can speak with each other: load the kernel module br_netfilter", "error", err)
 		}
 	}
 }
@@ -446,9 +447,9 @@ func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
 }
 
 // forward turns IP forwarding on.
-func (s *Service) forward() {
+func forward(ipv6 bool, log *slog.Logger) {
 	files := []string{"/proc/sys/net/ipv4/ip_forward"}
-	if s.o.Config.IPv6 {
+	if ipv6 {
 		files = append(files, "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/default/forwarding")
 	}
 	for _, f := range files {
@@ -456,7 +457,7 @@ func (s *Service) forward() {
 			continue
 		}
 		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
-			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+			log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
 		}
 	}
 }

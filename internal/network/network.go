@@ -222,7 +222,7 @@ func (s *Service) load() error {
 	}
 	s.loadSandboxes()
 	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
-		s.forward()
+		forward(s.o.Config.IPv6, s.o.Log)
 	}
 	return s.restoreRules()
 }

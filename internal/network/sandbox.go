@@ -153,7 +153,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			u.Add(func() { _ = s.fw.Withdraw(b.mappings()) })
 		}
 	}
-	if b.Links = s.opened(b, a.Links); len(b.Links) > 0 {
+	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
 		if err := s.fw.Open(b.Links); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
@@ -172,7 +172,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 
 // opened is what the firewall must let through for a sandbox's links: nothing where
 // neighbours may speak with each other anyway.
-func (s *Service) opened(b *Sandbox, list []Link) []firewall.Link {
+func (s publisher) opened(b *Sandbox, list []Link) []firewall.Link {
 	var out []firewall.Link
 	if s.fw == nil || len(list) == 0 {
 		return nil
@@ -207,7 +207,7 @@ func (s *Service) Relink(container string, list []Link) error {
 		return nil
 	}
 	now := *b
-	now.Links = s.opened(b, list)
+	now.Links = publisher{s}.opened(b, list)
 	if len(now.Links) == 0 && len(b.Links) == 0 {
 		return nil
 	}
