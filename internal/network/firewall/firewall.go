@@ -20,6 +20,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -61,6 +62,7 @@ type Firewall struct {
 	ports map[Mapping]bool
 	links map[Link]bool
 	count map[string]int // rules in each chain
+	conn  *nftables.Conn
 }
 
 // New is the table called name. Nothing is written before Restore.
@@ -88,7 +90,7 @@ func (f *Firewall) Restore(nets []Network, ports []Mapping, links []Link) error 
 
 // whole reports whether every chain of the engine's has its rules.
 func (f *Firewall) whole() bool {
-	c, err := nftables.New()
+	c, err := f.dial()
 	if err != nil {
 		return false
 	}
@@ -98,6 +100,7 @@ func (f *Firewall) whole() bool {
 		}
 		rules, err := c.GetRules(f.table, ch)
 		if err != nil || len(rules) != f.count[name] {
+			f.hangUp()
 			return false
 		}
 	}
@@ -230,25 +233,58 @@ func (f *Firewall) change(sets map[string][]nftables.SetElement, remove bool) er
 	if f.table == nil {
 		return errors.New("the firewall has not been written yet")
 	}
-	c, err := nftables.New()
+	return f.commit(func(c *nftables.Conn) error {
+		for name, elems := range sets {
+			// A message holds some tens of kilobytes.
+			for part := range slices.Chunk(elems, 512) {
+				var err error
+				if remove {
+					err = c.SetDeleteElements(f.sets[name], part)
+				} else {
+					err = c.SetAddElements(f.sets[name], part)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// dial returns the connection to nftables. It stays open: for each one that is closed the
+// kernel waits until nobody reads the rules any more, some 8 ms.
+func (f *Firewall) dial() (*nftables.Conn, error) {
+	if f.conn == nil {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return nil, fmt.Errorf("cannot reach nftables: %w", err)
+		}
+		f.conn = c
+	}
+	return f.conn, nil
+}
+
+// hangUp drops the connection after an error, with the answers that are still on it.
+func (f *Firewall) hangUp() {
+	if f.conn != nil {
+		_ = f.conn.CloseLasting()
+		f.conn = nil
+	}
+}
+
+// commit runs what fill gathers as one transaction.
+func (f *Firewall) commit(fill func(*nftables.Conn) error) error {
+	c, err := f.dial()
 	if err != nil {
 		return err
 	}
-	for name, elems := range sets {
-		// A message holds some tens of kilobytes.
-		for part := range slices.Chunk(elems, 512) {
-			if remove {
-				err = c.SetDeleteElements(f.sets[name], part)
-			} else {
-				err = c.SetAddElements(f.sets[name], part)
-			}
-			if err != nil {
-				return err
-			}
-		}
+	if err = fill(c); err == nil {
+		err = c.Flush()
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot change the firewall's rules: %w", err)
+	if err != nil {
+		f.hangUp()
+		return fmt.Errorf("cannot write the firewall's rules: %w", err)
 	}
 	return nil
 }
@@ -294,10 +330,18 @@ func ifname(s string) []byte {
 
 // write replaces what is the engine's in one transaction.
 func (f *Firewall) write() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("cannot reach nftables: %w", err)
+	names := slices.Sorted(maps.Keys(f.nets))
+	if err := f.commit(func(c *nftables.Conn) error { return f.gather(c, names) }); err != nil {
+		return err
 	}
+	for _, name := range names { // so that published ports answer on loopback
+		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
+	}
+	return nil
+}
+
+// gather puts the whole table into a transaction.
+func (f *Firewall) gather(c *nftables.Conn, names []string) error {
 	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: f.name})
 	f.table = t
 	for _, s := range f.allSets() {
@@ -307,11 +351,6 @@ func (f *Firewall) write() error {
 		c.FlushSet(s)
 		f.sets[s.Name] = s
 	}
-	names := make([]string, 0, len(f.nets))
-	for n := range f.nets {
-		names = append(names, n)
-	}
-	slices.Sort(names)
 	add := map[string][]nftables.SetElement{}
 	for _, name := range names {
 		n := f.nets[name]
@@ -347,12 +386,6 @@ func (f *Firewall) write() error {
 	}
 	f.chains(c)
 	f.rules(c, names)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot write the firewall's rules: %w", err)
-	}
-	for _, name := range names { // so that published ports answer on loopback
-		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
-	}
 	return nil
 }
 
