@@ -373,6 +373,12 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 	return out, nil
 }
 
+// held reports whether an address could not be had because somebody has it: perhaps a
+// namespace that only waits.
+func held(err error) bool {
+	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
+}
+
 // join gives a namespace an interface on a network.
 func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
 	ep := &Endpoint{ID: newID(), Network: n.ID, Interface: name, Asked: e}
@@ -385,8 +391,13 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		}
 		ep.MAC = net.HardwareAddr(e.MacAddress)
 	}
-	if err := n.address(ep, e); err != nil {
-		return nil, err
+	for {
+		if err = n.address(ep, e); err == nil {
+			break
+		}
+		if !held(err) || !n.pool.yield(n) {
+			return nil, err
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -442,14 +453,14 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		a := want
 		if want.IsValid() {
 			if err := sub.Take(want); err != nil {
-				return errs.New(errs.Forbidden, "failed to set up container networking: %v", err)
+				return errs.New(errs.Forbidden, "failed to set up container networking: %w", err)
 			}
 		} else if a, err = sub.Choose(); err != nil {
 			if errors.Is(err, ipam.ErrNoAddress) && i+1 < len(n.IPAM.Config) {
 				err = nil
 				continue // the next subnet may have room
 			}
-			return errs.New(errs.Internal, "failed to set up container networking: %v: network %s", err, n.Name)
+			return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", err, n.Name)
 		}
 		*have, *gw = netip.PrefixFrom(a, c.Subnet.Bits()), c.Gateway
 		if aux, ok := c.AuxAddress["DefaultGatewayIPv4"]; ok && a.Is4() {
@@ -460,7 +471,7 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		return errs.New(errs.Invalid, "invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.Name, cmpAddr(want4, want6))
 	}
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
-		return errs.New(errs.Internal, "failed to set up container networking: %v: network %s", ipam.ErrNoAddress, n.Name)
+		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
 	if len(ep.MAC) == 0 {
 		if ep.Addr4.IsValid() {

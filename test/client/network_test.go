@@ -210,6 +210,32 @@ func TestLinks(t *testing.T) {
 	c.Must("rm", "db")
 }
 
+// Namespaces that wait hold addresses, but not against somebody who wants them.
+func TestReadyAddressesYield(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("network", "create", "--subnet", "10.66.0.0/24", "wide")
+	c.Must("network", "create", "--subnet", "10.67.0.0/29", "narrow")
+	c.Must("run", "--rm", "--network", "wide", img, "true")
+	for i := 2; i < 8; i++ { // some of them wait ready by now
+		ip := fmt.Sprintf("10.66.0.%d", i)
+		c.Must("run", "-d", "--name", fmt.Sprintf("w%d", i), "--network", "wide", "--ip", ip, img, "sleep", "1000")
+		if got := addressOf(c, fmt.Sprintf("w%d", i), "wide"); got != ip {
+			t.Errorf("%s, asked for %s", got, ip)
+		}
+	}
+	step{"run --rm --network wide --ip 10.66.0.3 IMG true", "", "Address already in use", 125}.run(t, c)
+	for i := range 5 { // all there are
+		c.Must("run", "-d", "--name", fmt.Sprintf("n%d", i), "--network", "narrow", img, "sleep", "1000")
+	}
+	step{"run --rm --network narrow IMG true", "", "no available IPv4 addresses on this network's address pools", 125}.run(t, c)
+	c.Must("rm", "-f", "n3")
+	c.Must("network", "connect", "narrow", "w2")
+	c.Must("rm", "-f", "w2", "w3", "w4", "w5", "w6", "w7", "n0", "n1", "n2", "n4")
+	c.Must("network", "rm", "wide", "narrow")
+}
+
 // Links by their names: what they open where containers may not speak with each other, what
 // follows a target that is renamed or comes back elsewhere, and their end.
 func TestLinkNames(t *testing.T) {
