@@ -192,6 +192,7 @@ type Service struct {
 	cleanup chan func() // directories to remove, behind the reply
 	ships   ship.Shipments
 	closing atomic.Bool
+	linked  atomic.Bool // some container has links
 }
 
 // dir is a container's own directory: log and network files.

@@ -122,6 +122,9 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	u.Release()
 	c.rec.Store(r)
 	c.st.Store(st)
+	if len(r.HostConfig.Links) > 0 {
+		s.linked.Store(true)
+	}
 	s.mu.Lock()
 	s.byID[r.ID] = c
 	s.mu.Unlock()

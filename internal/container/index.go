@@ -25,13 +25,20 @@ func (s *Service) load() error {
 		c.st.Store(st)
 		s.byID[r.ID] = c
 		s.names[r.Name] = r.ID
+		if len(r.HostConfig.Links) > 0 {
+			s.linked.Store(true)
+		}
 		return nil
 	})
 }
 
-// Get finds a container by id, name, or unambiguous prefix of an id.
+// Get finds a container by id, name, unambiguous prefix of an id, or the name of a
+// link to it: OWNER/ALIAS.
 func (s *Service) Get(ref string) (*Container, error) {
 	ref = strings.TrimPrefix(ref, "/")
+	if owner, alias, ok := strings.Cut(ref, "/"); ok { // a link's name
+		return s.linkTarget(owner, alias)
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if c := s.byID[ID(ref)]; c != nil {

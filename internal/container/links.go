@@ -2,12 +2,15 @@ package container
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
 	"berth.dev/berth/internal/errs"
+	netsvc "berth.dev/berth/internal/network"
 )
 
 // Links are the old way to find a neighbour on the default bridge: a line in
@@ -18,6 +21,7 @@ type link struct {
 	target *Record
 	alias  string
 	ip     string
+	addrs  []netip.Addr // ip, and that of IPv6
 }
 
 func cutLink(spec string) (target, alias string) {
@@ -41,7 +45,7 @@ func (s Nets) links(r *Record) ([]link, error) {
 		ref, alias := cutLink(spec)
 		c, err := s.Get(ref)
 		if err != nil {
-			return nil, errs.New(errs.Invalid, "could not get container for %s: %v", ref, err)
+			continue // it was removed, and the link with it
 		}
 		t := c.Record()
 		if t.HostConfig.NetworkMode.IsHost() {
@@ -54,7 +58,10 @@ func (s Nets) links(r *Record) ([]link, error) {
 		eps, _ := s.o.Networks.Endpoints(string(t.ID))
 		for _, e := range eps {
 			if e.Network == s.o.Networks.ID("bridge") && e.Addr4.IsValid() {
-				l.ip = e.Addr4.Addr().String()
+				l.ip, l.addrs = e.Addr4.Addr().String(), []netip.Addr{e.Addr4.Addr()}
+				if e.Addr6.IsValid() {
+					l.addrs = append(l.addrs, e.Addr6.Addr())
+				}
 			}
 		}
 		if l.ip == "" {
@@ -63,6 +70,55 @@ func (s Nets) links(r *Record) ([]link, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// opens is what the firewall must let through for links.
+func opens(list []link) []netsvc.Link {
+	out := make([]netsvc.Link, 0, len(list))
+	for _, l := range list {
+		o := netsvc.Link{To: l.addrs}
+		for p := range l.target.Config.ExposedPorts {
+			o.Ports = append(o.Ports, p)
+		}
+		for p := range l.target.HostConfig.PortBindings {
+			o.Ports = append(o.Ports, p)
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// relink tells the containers that run and are linked to c, which has just started,
+// where it is now.
+func (s Nets) relink(c *Container) {
+	if !s.linked.Load() || s.mainNetwork(c.Record()) != "bridge" {
+		return
+	}
+	for _, p := range s.all() {
+		r := p.Record()
+		if len(r.HostConfig.Links) == 0 || !p.Status().Phase.Running() || !s.linksTo(r, c) {
+			continue
+		}
+		links, _ := s.links(r) // those that run
+		eps, _ := s.o.Networks.Endpoints(string(r.ID))
+		err := s.rewriteHosts(r, eps, links)
+		if err == nil {
+			err = s.o.Networks.Relink(string(r.ID), opens(links))
+		}
+		if err != nil {
+			s.o.Log.Warn("cannot tell a linked container the new address", "container", r.Name, "of", c.Record().Name, "error", err)
+		}
+	}
+}
+
+func (s Nets) linksTo(r *Record, c *Container) bool {
+	for _, spec := range r.HostConfig.Links {
+		ref, _ := cutLink(spec)
+		if t, err := s.Get(ref); err == nil && t == c {
+			return true
+		}
+	}
+	return false
 }
 
 // hosts is the link's line in /etc/hosts.
@@ -106,7 +162,25 @@ func (l link) environment(of string) []string {
 	return env
 }
 
-// shownLinks is the links as inspect shows them.
+// bindLinks reads the links that a container asks for. They are kept by the target's
+// id: a link follows its target when that is renamed.
+func (s Nets) bindLinks(hc *container.HostConfig) ([]string, error) {
+	if len(hc.Links) == 0 {
+		return hc.Links, nil
+	}
+	out := make([]string, 0, len(hc.Links))
+	for _, spec := range hc.Links {
+		ref, alias := cutLink(spec)
+		c, err := s.Get(ref)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "could not get container for %s: %v", ref, err)
+		}
+		out = append(out, string(c.Record().ID)+":"+alias)
+	}
+	return out, nil
+}
+
+// shownLinks is the links as inspect shows them: those whose targets are there.
 func (s Nets) shownLinks(r *Record) []string {
 	if len(r.HostConfig.Links) == 0 {
 		return r.HostConfig.Links
@@ -115,9 +189,78 @@ func (s Nets) shownLinks(r *Record) []string {
 	for _, spec := range r.HostConfig.Links {
 		ref, alias := cutLink(spec)
 		if c, err := s.Get(ref); err == nil {
-			ref = c.Record().Name
+			out = append(out, "/"+c.Record().Name+":/"+r.Name+"/"+alias)
 		}
-		out = append(out, "/"+ref+":/"+r.Name+"/"+alias)
 	}
 	return out
+}
+
+// shownNames is the names of a container as ps shows them: its own, and those that
+// links give it.
+func (s Nets) shownNames(r *Record) []string {
+	out := []string{"/" + r.Name}
+	if !s.linked.Load() {
+		return out
+	}
+	for _, c := range s.all() {
+		owner := c.Record()
+		for _, spec := range owner.HostConfig.Links {
+			if id, alias := cutLink(spec); ID(id) == r.ID {
+				out = append(out, "/"+owner.Name+"/"+alias)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// linkTarget is the container that owner's link called alias leads to.
+func (s *Service) linkTarget(owner, alias string) (*Container, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c := s.byID[s.names[owner]]; c != nil {
+		for _, spec := range c.Record().HostConfig.Links {
+			if id, a := cutLink(spec); a == alias && s.byID[ID(id)] != nil {
+				return s.byID[ID(id)], nil
+			}
+		}
+	}
+	return nil, errNoContainer(owner + "/" + alias)
+}
+
+// removeLink ends a link, by its name: OWNER/ALIAS. A container that runs keeps its
+// hosts file, but may not speak to the target any more where links were what let it.
+func (s Nets) removeLink(ref string) error {
+	name := "/" + strings.TrimPrefix(ref, "/")
+	at := strings.LastIndexByte(name, '/')
+	owner, alias := name[1:max(at, 1)], name[at+1:]
+	if at == 0 {
+		if _, err := s.Get(alias); err != nil {
+			return err
+		}
+		return errs.New(errs.Conflict, "cannot remove the default link name of the container: %s", name)
+	}
+	s.mu.RLock()
+	c := s.byID[s.names[owner]]
+	s.mu.RUnlock()
+	if c == nil {
+		return errs.New(errs.Invalid, "cannot get parent /%s for link name %s", owner, name)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := *c.Record()
+	hc := *r.HostConfig
+	hc.Links = slices.DeleteFunc(slices.Clone(hc.Links), func(spec string) bool { _, a := cutLink(spec); return a == alias })
+	if len(hc.Links) == len(r.HostConfig.Links) {
+		return errNoContainer(ref)
+	}
+	r.HostConfig = &hc
+	if err := s.store(c, &r); err != nil {
+		return err
+	}
+	if !c.Status().Phase.Running() {
+		return nil
+	}
+	links, _ := s.links(&r)
+	return s.o.Networks.Relink(string(r.ID), opens(links))
 }

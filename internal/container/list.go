@@ -168,7 +168,7 @@ func networkName(r *Record) string {
 
 func (s Views) summary(r *Record, st *Status) container.Summary {
 	sum := container.Summary{
-		ID: string(r.ID), Names: []string{"/" + r.Name}, Image: s.imageName(r), ImageID: string(r.Image),
+		ID: string(r.ID), Names: Nets(s).shownNames(r), Image: s.imageName(r), ImageID: string(r.Image),
 		Command: command(r), Created: r.Created.Unix(), Ports: Nets(s).ports(r, st), Labels: r.Config.Labels,
 		State: st.Phase.api(), Status: statusText(st), Mounts: mountPoints(r),
 	}

@@ -1,8 +1,6 @@
 package container
 
 import (
-	"strings"
-
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
@@ -60,11 +58,9 @@ func (s Nets) check(cfg *container.Config, hc *container.HostConfig) error {
 	if m.IsUserDefined() {
 		return nil // an alias there, whose target may come and go
 	}
-	for _, l := range hc.Links {
-		name, _, _ := strings.Cut(l, ":")
-		if _, err := s.Get(name); err != nil {
-			return errs.New(errs.Invalid, "could not get container for %s: %v", name, err)
-		}
+	list, err := s.bindLinks(hc)
+	if err == nil {
+		hc.Links = list
 	}
-	return nil
+	return err
 }

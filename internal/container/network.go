@@ -79,7 +79,7 @@ func (s Nets) attach(ctx context.Context, r *Record, into int, links []link) (in
 	b, err := s.o.Networks.Attach(ctx, &netsvc.Attachment{
 		Container: string(r.ID), Name: r.Name, Networks: s.networks(r), Main: s.mainNetwork(r), Into: into,
 		Names: baseNames(r), DNS: s.resolvers(r),
-		Ports: r.HostConfig.PortBindings, Exposed: r.Config.ExposedPorts, PublishAll: r.HostConfig.PublishAllPorts,
+		Ports: r.HostConfig.PortBindings, Exposed: r.Config.ExposedPorts, PublishAll: r.HostConfig.PublishAllPorts, Links: opens(links),
 	})
 	if err != nil {
 		return -1, err

@@ -22,12 +22,12 @@ type RemoveOptions struct {
 
 // Remove removes a container.
 func (s *Service) Remove(ctx context.Context, ref string, o RemoveOptions) error {
+	if o.Link {
+		return Nets{s}.removeLink(ref)
+	}
 	c, err := s.Get(ref)
 	if err != nil {
 		return err
-	}
-	if o.Link {
-		return errs.New(errs.Invalid, "Cannot remove link for container %s: no such link", ref)
 	}
 	id := c.Record().ID
 	switch st := c.Status(); {

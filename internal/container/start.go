@@ -241,6 +241,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		c.networkEvent(s, events.ActionConnect)
 	}
 	s.event(c, events.ActionStart)
+	nets.relink(c)
 	if checked {
 		Execs{s}.watchHealth(c)
 	}

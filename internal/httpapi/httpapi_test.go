@@ -153,7 +153,7 @@ func TestAuthorize(t *testing.T) {
 	if w := do(t, h, "DELETE", "/containers/web", ""); w.Code != 404 {
 		t.Error("not refused")
 	}
-	if fmt.Sprint(seen) != "[{1 GET /images/{name}/json lib/x:1} {2 DELETE /containers/{id} web}]" {
+	if fmt.Sprint(seen) != "[{1 GET /images/{name}/json lib/x:1} {2 DELETE /containers/{name} web}]" {
 		t.Error(seen)
 	}
 }

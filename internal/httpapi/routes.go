@@ -26,56 +26,56 @@ func routes(b Backends, o Options) []route {
 	lc := lifecycleAPI{b.Lifecycle, o}
 	add(b.Lifecycle != nil,
 		route{method: "POST", pattern: "/containers/create", access: Write, handle: lc.create},
-		route{method: "POST", pattern: "/containers/{id}/start", access: Write, handle: lc.start},
-		route{method: "POST", pattern: "/containers/{id}/stop", access: Write, handle: lc.stop},
-		route{method: "POST", pattern: "/containers/{id}/restart", access: Write, handle: lc.restart},
-		route{method: "POST", pattern: "/containers/{id}/kill", access: Write, handle: lc.kill},
-		route{method: "DELETE", pattern: "/containers/{id}", access: Write, handle: lc.remove},
+		route{method: "POST", pattern: "/containers/{name}/start", access: Write, handle: lc.start},
+		route{method: "POST", pattern: "/containers/{name}/stop", access: Write, handle: lc.stop},
+		route{method: "POST", pattern: "/containers/{name}/restart", access: Write, handle: lc.restart},
+		route{method: "POST", pattern: "/containers/{name}/kill", access: Write, handle: lc.kill},
+		route{method: "DELETE", pattern: "/containers/{name}", access: Write, handle: lc.remove},
 	)
 	add(b.Wait != nil,
-		route{method: "POST", pattern: "/containers/{id}/wait", access: Read, handle: waitAPI{b.Wait}.wait},
+		route{method: "POST", pattern: "/containers/{name}/wait", access: Read, handle: waitAPI{b.Wait}.wait},
 	)
 	q := queryAPI{b.Query}
 	add(b.Query != nil,
 		route{method: "GET", pattern: "/containers/json", access: Read, handle: q.list},
-		route{method: "GET", pattern: "/containers/{id}/json", access: Read, handle: q.inspect},
+		route{method: "GET", pattern: "/containers/{name}/json", access: Read, handle: q.inspect},
 	)
 	ctl := controlAPI{b.Control}
 	add(b.Control != nil,
-		route{method: "POST", pattern: "/containers/{id}/pause", access: Write, handle: ctl.pause},
-		route{method: "POST", pattern: "/containers/{id}/unpause", access: Write, handle: ctl.unpause},
-		route{method: "POST", pattern: "/containers/{id}/rename", access: Write, handle: ctl.rename},
-		route{method: "POST", pattern: "/containers/{id}/resize", access: Write, handle: ctl.resize},
+		route{method: "POST", pattern: "/containers/{name}/pause", access: Write, handle: ctl.pause},
+		route{method: "POST", pattern: "/containers/{name}/unpause", access: Write, handle: ctl.unpause},
+		route{method: "POST", pattern: "/containers/{name}/rename", access: Write, handle: ctl.rename},
+		route{method: "POST", pattern: "/containers/{name}/resize", access: Write, handle: ctl.resize},
 	)
 	st := streamsAPI{b.Streams}
 	add(b.Streams != nil,
-		route{method: "POST", pattern: "/containers/{id}/attach", access: Write, handle: st.attach},
-		route{method: "GET", pattern: "/containers/{id}/attach/ws", access: Write, handle: st.attachWebsocket},
-		route{method: "GET", pattern: "/containers/{id}/logs", access: Read, handle: st.logs},
+		route{method: "POST", pattern: "/containers/{name}/attach", access: Write, handle: st.attach},
+		route{method: "GET", pattern: "/containers/{name}/attach/ws", access: Write, handle: st.attachWebsocket},
+		route{method: "GET", pattern: "/containers/{name}/logs", access: Read, handle: st.logs},
 	)
-	add(b.Update != nil, route{method: "POST", pattern: "/containers/{id}/update", access: Write, handle: updateAPI{b.Update}.update})
+	add(b.Update != nil, route{method: "POST", pattern: "/containers/{name}/update", access: Write, handle: updateAPI{b.Update}.update})
 	if b.Prune != nil {
 		add(true, route{method: "POST", pattern: "/containers/prune", min: 25, access: Write, handle: prune(b.Prune.Prune)})
 	}
-	add(b.Top != nil, route{method: "GET", pattern: "/containers/{id}/top", access: Read, handle: topAPI{b.Top}.top})
-	add(b.Changes != nil, route{method: "GET", pattern: "/containers/{id}/changes", access: Read, handle: changesAPI{b.Changes}.changes})
-	add(b.Stats != nil, route{method: "GET", pattern: "/containers/{id}/stats", access: Read, handle: statsAPI{b.Stats}.stats},
+	add(b.Top != nil, route{method: "GET", pattern: "/containers/{name}/top", access: Read, handle: topAPI{b.Top}.top})
+	add(b.Changes != nil, route{method: "GET", pattern: "/containers/{name}/changes", access: Read, handle: changesAPI{b.Changes}.changes})
+	add(b.Stats != nil, route{method: "GET", pattern: "/containers/{name}/stats", access: Read, handle: statsAPI{b.Stats}.stats},
 		// This engine's own: a client that shows a hundred containers asks once.
 		route{method: "GET", pattern: "/berth/stats", access: Read, handle: statsAPI{b.Stats}.now})
-	add(b.Export != nil, route{method: "GET", pattern: "/containers/{id}/export", access: Write, handle: exportAPI{b.Export}.export})
+	add(b.Export != nil, route{method: "GET", pattern: "/containers/{name}/export", access: Write, handle: exportAPI{b.Export}.export})
 	add(b.Commit != nil, route{method: "POST", pattern: "/commit", access: Write, handle: commitAPI{b.Commit}.commit})
 	ex := execAPI{b.Exec}
 	add(b.Exec != nil,
-		route{method: "POST", pattern: "/containers/{id}/exec", access: Write, handle: ex.create},
+		route{method: "POST", pattern: "/containers/{name}/exec", access: Write, handle: ex.create},
 		route{method: "POST", pattern: "/exec/{id}/start", access: Write, handle: ex.start},
 		route{method: "POST", pattern: "/exec/{id}/resize", access: Write, handle: ex.resize},
 		route{method: "GET", pattern: "/exec/{id}/json", access: Read, handle: ex.inspect},
 	)
 	ar := archiveAPI{b.Archive}
 	add(b.Archive != nil,
-		route{method: "HEAD", pattern: "/containers/{id}/archive", access: Read, handle: ar.stat},
-		route{method: "GET", pattern: "/containers/{id}/archive", access: Write, handle: ar.get},
-		route{method: "PUT", pattern: "/containers/{id}/archive", access: Write, upload: true, handle: ar.put},
+		route{method: "HEAD", pattern: "/containers/{name}/archive", access: Read, handle: ar.stat},
+		route{method: "GET", pattern: "/containers/{name}/archive", access: Write, handle: ar.get},
+		route{method: "PUT", pattern: "/containers/{name}/archive", access: Write, upload: true, handle: ar.put},
 	)
 
 	im := imagesAPI{b.Images}

@@ -92,18 +92,24 @@ func (c *Client) connect() (*Hello, error) {
 	addr := &net.UnixAddr{Name: c.socket(), Net: "unix"}
 	uc, err := net.DialUnix("unix", nil, addr)
 	if err != nil {
-		if err := c.spawn(); err != nil {
+		ended, err := c.spawn()
+		if err != nil {
 			return nil, err
 		}
-		deadline := time.Now().Add(10 * time.Second)
-		for wait := 200 * time.Microsecond; ; wait += wait / 4 {
+		// One that still clears up after another is waited for; one that has ended is not.
+		deadline := time.Now().Add(30 * time.Second)
+		for wait := 200 * time.Microsecond; ; wait = min(wait+wait/4, 50*time.Millisecond) {
 			if uc, err = net.DialUnix("unix", nil, addr); err == nil {
 				break
+			}
+			select {
+			case <-ended:
+				deadline = time.Time{}
+			case <-time.After(wait):
 			}
 			if time.Now().After(deadline) {
 				return nil, fmt.Errorf("the keeper did not start (see %s): %w", c.logFile(), err)
 			}
-			time.Sleep(wait)
 		}
 	}
 	cn := &conn{c: uc}
@@ -143,20 +149,21 @@ func (c *Client) connect() (*Hello, error) {
 func (c *Client) logFile() string { return filepath.Join(c.cfg.ExecRoot, "keeper", "log") }
 
 // spawn starts a keeper, detached from this process's session and life.
-func (c *Client) spawn() error {
+// The channel is closed when it has ended.
+func (c *Client) spawn() (ended <-chan struct{}, err error) {
 	dir := filepath.Join(c.cfg.ExecRoot, "keeper")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return nil, err
 	}
 	_ = os.Remove(c.socket()) // of a keeper that was killed: nothing answers there
 	log, err := os.OpenFile(c.logFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer log.Close()
 	null, err := os.Open("/dev/null")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer null.Close()
 	p, err := os.StartProcess(c.cfg.Program, []string{
@@ -166,10 +173,11 @@ func (c *Client) spawn() error {
 		Sys: &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS},
 	})
 	if err != nil {
-		return fmt.Errorf("cannot start the keeper: %w", err)
+		return nil, fmt.Errorf("cannot start the keeper: %w", err)
 	}
-	go func() { _, _ = p.Wait() }()
-	return nil
+	gone := make(chan struct{})
+	go func() { defer close(gone); _, _ = p.Wait() }()
+	return gone, nil
 }
 
 // upgrade has the keeper re-execute itself as cfg.Program.

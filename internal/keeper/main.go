@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -94,6 +95,8 @@ func serve(cfg Config) error {
 	return k.Serve(l)
 }
 
+const lockWait = 5 * time.Second
+
 // lockDir makes this the only keeper of the exec root. The descriptor, and with
 // it the lock, is kept when the program is replaced.
 func lockDir(cfg Config) (int, error) {
@@ -105,11 +108,17 @@ func lockDir(cfg Config) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("another keeper serves %s: %w", cfg.ExecRoot, err)
+	// One that was killed holds the lock until the kernel is done with it.
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return fd, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			_ = unix.Close(fd)
+			return -1, fmt.Errorf("another keeper serves %s: %w", cfg.ExecRoot, err)
+		}
 	}
-	return fd, nil
 }
 
 // smallRoot replaces the tree that this process sees by one of a few mounts:

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -314,7 +315,21 @@ func (s *Service) bringUp(n *Network) error {
 	}
 	n.index = index
 	n.pool = newPool()
+	if !n.ICC {
+		filterBridges(s.o.Log)
+	}
 	return nil
+}
+
+// filterBridges lets packets between the ports of a bridge pass the firewall, which
+// is what keeps containers from speaking with each other.
+func filterBridges(log *slog.Logger) {
+	for _, f := range []string{"iptables", "ip6tables"} {
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+f, []byte("1"), 0o644)
+		if err != nil {
+			log.Error("containers of a network with icc=false can speak with each other: load the kernel module br_netfilter", "error", err)
+		}
+	}
 }
 
 // takeDown removes what a network has on the host.
@@ -432,9 +447,9 @@ func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
 }
 
 // forward turns IP forwarding on.
-func (s *Service) forward() {
+func forward(ipv6 bool, log *slog.Logger) {
 	files := []string{"/proc/sys/net/ipv4/ip_forward"}
-	if s.o.Config.IPv6 {
+	if ipv6 {
 		files = append(files, "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/default/forwarding")
 	}
 	for _, f := range files {
@@ -442,7 +457,7 @@ func (s *Service) forward() {
 			continue
 		}
 		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
-			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+			log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
 		}
 	}
 }
@@ -454,6 +469,7 @@ func (s *Service) restoreRules() error {
 	}
 	var nets []firewall.Network
 	var ports []firewall.Mapping
+	var links []firewall.Link
 	for _, n := range s.all() {
 		if n.Driver == "bridge" {
 			nets = append(nets, n.rules())
@@ -462,7 +478,8 @@ func (s *Service) restoreRules() error {
 	s.mu.RLock()
 	for _, b := range s.sandboxes {
 		ports = append(ports, b.mappings()...)
+		links = append(links, b.Links...)
 	}
 	s.mu.RUnlock()
-	return s.fw.Restore(nets, ports)
+	return s.fw.Restore(nets, ports, links)
 }

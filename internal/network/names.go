@@ -26,6 +26,9 @@ func (n *Network) named() bool {
 // index is the names of each network's containers, by network and name. mu is held.
 func (s *Service) reindex(nets ...string) {
 	for _, id := range nets {
+		if n := s.nets[id]; n == nil || !n.named() {
+			continue // nobody asks there, and most containers may be on it
+		}
 		names := map[string][]*Endpoint{}
 		for _, b := range s.sandboxes {
 			for _, e := range b.Endpoints {

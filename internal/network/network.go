@@ -96,10 +96,11 @@ func (n *Network) builtin() bool { return n.Name == "bridge" || n.Name == "host"
 
 // Service knows the networks and makes sandboxes.
 type Service struct {
-	o     Options
-	fw    *firewall.Firewall // nil without rules
-	space *ipam.Space
-	makes *maker
+	o       Options
+	fw      *firewall.Firewall // nil without rules
+	space   *ipam.Space
+	makes   *maker
+	unwatch func() // ends the firewall's watch
 
 	mu        sync.RWMutex
 	nets      map[string]*Network // by id
@@ -130,17 +131,34 @@ func Open(o Options) (*Service, error) {
 		ports: ports{taken: map[portKey]string{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
 	}
 	if o.Config.Firewall {
-		s.fw = firewall.Open(o.Config.Table)
+		s.fw = firewall.New(o.Config.Table)
 	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
 	s.makes = newMaker(s)
+	if s.fw != nil {
+		var err error
+		if s.unwatch, err = s.fw.Watch(func(err error) {
+			if err != nil {
+				o.Log.Error("somebody removed the firewall's rules, and they cannot be written again", "error", err)
+			} else {
+				o.Log.Warn("somebody removed the firewall's rules: they are written again")
+			}
+		}); err != nil {
+			o.Log.Warn("removed rules of the firewall will not be noticed", "error", err)
+		}
+	}
 	return s, nil
 }
 
 // Close drops the namespaces that wait. Networks and rules stay: containers use them.
-func (s *Service) Close() { s.makes.close() }
+func (s *Service) Close() {
+	s.makes.close()
+	if s.unwatch != nil {
+		s.unwatch()
+	}
+}
 
 // DefaultName is the network that containers are on which name none.
 func (s *Service) DefaultName() string {
@@ -209,7 +227,7 @@ func (s *Service) load() error {
 	}
 	s.loadSandboxes()
 	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
-		s.forward()
+		forward(s.o.Config.IPv6, s.o.Log)
 	}
 	if err := s.restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/linux"
+	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/dns"
 )
 
@@ -20,6 +21,7 @@ const (
 	bareSize  = 64
 	readyMax  = 64
 	readyMin  = 2
+	readyRoom = 32               // addresses that a pool leaves free
 	readyRest = 30 * time.Second // without a hand-out, after which a pool shrinks
 )
 
@@ -62,6 +64,31 @@ func (p *pool) drain(n *Network) {
 			return
 		}
 	}
+}
+
+// yield gives back the addresses that ready namespaces hold, and reports whether there were any.
+func (p *pool) yield(n *Network) (any bool) {
+	for p != nil {
+		select {
+		case r := <-p.ch:
+			_ = bridge.Remove(r.ep.Host) // now: the kernel takes the namespace down when it has time
+			r.drop(n)
+			any = true
+		default:
+			return any
+		}
+	}
+	return false
+}
+
+// roomy reports whether a network has addresses to spare.
+func (n *Network) roomy() bool {
+	for _, s := range n.subnets {
+		if s.Room() <= readyRoom {
+			return false
+		}
+	}
+	return true
 }
 
 // takeReady hands a ready namespace out, nil when there is none.
@@ -185,7 +212,7 @@ func (m *maker) calm(low bool) {
 func (m *maker) round() (made, failed bool) {
 	for _, n := range m.s.all() {
 		p := n.pool
-		if p == nil || p.closed.Load() || len(p.ch) >= int(p.target.Load()) {
+		if p == nil || p.closed.Load() || len(p.ch) >= int(p.target.Load()) || !n.roomy() {
 			continue
 		}
 		m.calm(len(p.ch) < int(p.target.Load())/4)

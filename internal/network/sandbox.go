@@ -35,6 +35,14 @@ type Attachment struct {
 	Ports      network.PortMap
 	Exposed    network.PortSet
 	PublishAll bool
+	Links      []Link
+}
+
+// Link is a neighbour on the default network that a container may speak to, also where
+// containers may not speak with each other.
+type Link struct {
+	To    []netip.Addr
+	Ports []network.Port
 }
 
 // Endpoint is a container's place on a network.
@@ -59,9 +67,10 @@ type Sandbox struct {
 	Container string
 	Endpoints []*Endpoint
 	Bindings  []Binding
-	Through   int      // index of the endpoint that ports are published by
-	DNS       []string // resolvers of its own
-	Resolver  uint16   // port of its resolver, 0 for none
+	Links     []firewall.Link // what the firewall lets through for it
+	Through   int             // index of the endpoint that ports are published by
+	DNS       []string        // resolvers of its own
+	Resolver  uint16          // port of its resolver, 0 for none
 
 	resolver *dns.Sockets
 
@@ -144,6 +153,12 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			u.Add(func() { _ = s.fw.Withdraw(b.mappings()) })
 		}
 	}
+	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
+		if err := s.fw.Open(b.Links); err != nil {
+			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+		}
+		u.Add(func() { _ = s.fw.Shut(b.Links) })
+	}
 	s.serveNames(b)
 	if err := s.keep(b); err != nil {
 		return nil, err
@@ -153,6 +168,62 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		s.o.Event(events.ActionConnect, o.net.ID, map[string]string{"container": a.Container, "name": o.net.Name, "type": o.net.Driver})
 	}
 	return b, nil
+}
+
+// opened is what the firewall must let through for a sandbox's links: nothing where
+// neighbours may speak with each other anyway.
+func (s publisher) opened(b *Sandbox, list []Link) []firewall.Link {
+	var out []firewall.Link
+	if s.fw == nil || len(list) == 0 {
+		return nil
+	}
+	for _, e := range b.Endpoints {
+		if n, err := s.find(e.Network); err != nil || n.Name != "bridge" || n.ICC {
+			continue
+		}
+		for _, l := range list {
+			for _, to := range l.To {
+				from := e.Addr4
+				if to.Is6() {
+					from = e.Addr6
+				}
+				for _, p := range l.Ports {
+					if proto := protocols[p.Proto()]; from.IsValid() && proto != 0 {
+						out = append(out, firewall.Link{From: from.Addr(), To: to, Proto: proto, Port: p.Num()})
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Relink lets a running container speak to where its links lead now.
+func (s *Service) Relink(container string, list []Link) error {
+	s.mu.RLock()
+	b := s.sandboxes[container]
+	s.mu.RUnlock()
+	if b == nil || s.fw == nil {
+		return nil
+	}
+	now := *b
+	now.Links = publisher{s}.opened(b, list)
+	if len(now.Links) == 0 && len(b.Links) == 0 {
+		return nil
+	}
+	var gone []firewall.Link
+	for _, l := range b.Links {
+		if !slices.Contains(now.Links, l) {
+			gone = append(gone, l)
+		}
+	}
+	if err := s.fw.Shut(gone); err != nil {
+		return err
+	}
+	if err := s.fw.Open(now.Links); err != nil {
+		return err
+	}
+	return s.keep(&now)
 }
 
 // keep records a sandbox.
@@ -180,6 +251,11 @@ func (s *Service) Release(container string) {
 	if s.fw != nil && len(b.Bindings) > 0 {
 		if err := s.fw.Withdraw(b.mappings()); err != nil {
 			s.o.Log.Warn("cannot withdraw published ports", "container", container, "error", err)
+		}
+	}
+	if s.fw != nil {
+		if err := s.fw.Shut(b.Links); err != nil {
+			s.o.Log.Warn("cannot close what links had opened", "container", container, "error", err)
 		}
 	}
 	(publisher{s}).unpublish(container, b.Bindings)
@@ -297,6 +373,12 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 	return out, nil
 }
 
+// held reports whether an address could not be had because somebody has it: perhaps a
+// namespace that only waits.
+func held(err error) bool {
+	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
+}
+
 // join gives a namespace an interface on a network.
 func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
 	if n.fault != nil {
@@ -312,8 +394,13 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		}
 		ep.MAC = net.HardwareAddr(e.MacAddress)
 	}
-	if err := n.address(ep, e); err != nil {
-		return nil, err
+	for {
+		if err = n.address(ep, e); err == nil {
+			break
+		}
+		if !held(err) || !n.pool.yield(n) {
+			return nil, err
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -369,14 +456,14 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		a := want
 		if want.IsValid() {
 			if err := sub.Take(want); err != nil {
-				return errs.New(errs.Forbidden, "failed to set up container networking: %v", err)
+				return errs.New(errs.Forbidden, "failed to set up container networking: %w", err)
 			}
 		} else if a, err = sub.Choose(); err != nil {
 			if errors.Is(err, ipam.ErrNoAddress) && i+1 < len(n.IPAM.Config) {
 				err = nil
 				continue // the next subnet may have room
 			}
-			return errs.New(errs.Internal, "failed to set up container networking: %v: network %s", err, n.Name)
+			return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", err, n.Name)
 		}
 		*have, *gw = netip.PrefixFrom(a, c.Subnet.Bits()), c.Gateway
 		if aux, ok := c.AuxAddress["DefaultGatewayIPv4"]; ok && a.Is4() {
@@ -387,7 +474,7 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		return errs.New(errs.Invalid, "invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.Name, cmpAddr(want4, want6))
 	}
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
-		return errs.New(errs.Internal, "failed to set up container networking: %v: network %s", ipam.ErrNoAddress, n.Name)
+		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
 	if len(ep.MAC) == 0 {
 		if ep.Addr4.IsValid() {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+
 	"berth.dev/berth/internal/enginetest"
 )
 
@@ -206,6 +208,126 @@ func TestLinks(t *testing.T) {
 		t.Errorf("a link to one that is stopped: %+v", r)
 	}
 	c.Must("rm", "db")
+}
+
+// Namespaces that wait hold addresses, but not against somebody who wants them.
+func TestReadyAddressesYield(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("network", "create", "--subnet", "10.66.0.0/24", "wide")
+	c.Must("network", "create", "--subnet", "10.67.0.0/29", "narrow")
+	c.Must("run", "--rm", "--network", "wide", img, "true")
+	for i := 2; i < 8; i++ { // some of them wait ready by now
+		ip := fmt.Sprintf("10.66.0.%d", i)
+		c.Must("run", "-d", "--name", fmt.Sprintf("w%d", i), "--network", "wide", "--ip", ip, img, "sleep", "1000")
+		if got := addressOf(c, fmt.Sprintf("w%d", i), "wide"); got != ip {
+			t.Errorf("%s, asked for %s", got, ip)
+		}
+	}
+	step{"run --rm --network wide --ip 10.66.0.3 IMG true", "", "Address already in use", 125}.run(t, c)
+	for i := range 5 { // all there are
+		c.Must("run", "-d", "--name", fmt.Sprintf("n%d", i), "--network", "narrow", img, "sleep", "1000")
+	}
+	step{"run --rm --network narrow IMG true", "", "no available IPv4 addresses on this network's address pools", 125}.run(t, c)
+	c.Must("rm", "-f", "n3")
+	c.Must("network", "connect", "narrow", "w2")
+	c.Must("rm", "-f", "w2", "w3", "w4", "w5", "w6", "w7", "n0", "n1", "n2", "n4")
+	c.Must("network", "rm", "wide", "narrow")
+}
+
+// Links by their names: what they open where containers may not speak with each other, what
+// follows a target that is renamed or comes back elsewhere, and their end.
+func TestLinkNames(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t, enginetest.WithArgs("--icc=false"))
+	c := e.Client("docker")
+	serve := "(while true; do echo open | nc -l -p 5432; done) & while true; do echo closed | nc -l -p 5433; done"
+	c.Must("run", "-d", "--name", "db", "--expose", "5432", img, "sh", "-c", serve)
+	c.Must("run", "-d", "--name", "web", "--link", "db:store", img, "sleep", "1000")
+	c.Must("run", "-d", "--name", "other", img, "sleep", "1000")
+	reach := func(from, to, port string) string {
+		return c.Run("exec", from, "nc", "-w", "1", to, port).Out
+	}
+	enginetest.Eventually(t, "the link", func() bool { return reach("web", "store", "5432") == "open\n" })
+	ip := addressOf(c, "db", "bridge")
+	if got := reach("web", ip, "5433"); got != "" {
+		t.Errorf("a link opens a port that is not exposed: %q", got)
+	}
+	if got := reach("other", ip, "5432"); got != "" {
+		t.Errorf("icc=false lets a stranger through: %q", got)
+	}
+	if got := c.Must("ps", "--no-trunc", "--format", "{{.Names}}", "--filter", "name=db"); got != "db,web/store" {
+		t.Errorf("names: %s", got)
+	}
+	if got := c.Must("ps", "--format", "{{.Names}}", "--filter", "id="+c.Inspect("db", "{{.Id}}")); got != "db" {
+		t.Errorf("names: %s", got)
+	}
+	if a, b := c.Inspect("web/store", "{{.Id}}"), c.Inspect("db", "{{.Id}}"); a != b {
+		t.Errorf("web/store is %s, db is %s", a, b)
+	}
+	if got := c.Must("exec", "web/store", "hostname"); !strings.HasPrefix(c.Inspect("db", "{{.Id}}"), got) {
+		t.Errorf("exec by a link's name: %s", got)
+	}
+	c.Must("rename", "db", "base")
+	if got := c.Inspect("web", "{{.HostConfig.Links}}"); got != "[/base:/web/store]" {
+		t.Errorf("links: %s", got)
+	}
+	c.Must("stop", "-t", "0", "base")
+	c.Must("run", "-d", "--name", "taker", img, "sleep", "1000") // takes the address, or another
+	c.Must("start", "base")
+	enginetest.Eventually(t, "the link to a target that came back", func() bool { return reach("web", "store", "5432") == "open\n" })
+	e.Kill9Daemon()
+	e.StartDaemon()
+	if got := reach("web", "store", "5432"); got != "open\n" {
+		t.Errorf("the link after the engine was killed: %q", got)
+	}
+	step{"rm --link web/nothing", "", "No such container: web/nothing", 1}.run(t, c)
+	step{"rm --link web", "", "cannot remove the default link name of the container: /web", 1}.run(t, c)
+	c.Must("rm", "--link", "web/store")
+	if got := c.Inspect("web", "{{.HostConfig.Links}}"); got != "[]" {
+		t.Errorf("links after rm --link: %s", got)
+	}
+	if got := reach("web", addressOf(c, "base", "bridge"), "5432"); got != "" {
+		t.Errorf("a removed link lets packets through: %q", got)
+	}
+	c.Must("rm", "-f", "base", "web", "other", "taker")
+}
+
+// Rules that somebody has removed come back, and published ports with them.
+func TestRulesComeBack(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("run", "-d", "--name", "web", "-p", "8080:80", img, "sh", "-c", "while true; do echo here | nc -l -p 80; done")
+	ask := func() (got string) {
+		_ = e.Inside(func() error {
+			d := net.Dialer{Timeout: 300 * time.Millisecond}
+			conn, err := d.Dial("tcp", "127.0.0.1:8080")
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Second))
+			b, err := io.ReadAll(conn)
+			got = string(b)
+			return err
+		})
+		return got
+	}
+	enginetest.Eventually(t, "the published port", func() bool { return ask() == "here\n" })
+	if err := e.Inside(func() error {
+		n, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		n.FlushRuleset()
+		return n.Flush()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Eventually(t, "the published port after a flush", func() bool { return ask() == "here\n" })
+	c.Must("rm", "-f", "web")
 }
 
 // Many ports are one change, and a range is one entry.

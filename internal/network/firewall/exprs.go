@@ -105,6 +105,24 @@ func (f *Firewall) has(set string) []expr.Any {
 // has1 is has for a key that fills registers 1 and 2.
 func (f *Firewall) has1(set string) []expr.Any { return f.has(set) }
 
+// linkKey: source address . destination address . transport protocol . destination port.
+func linkKey(v int) []expr.Any {
+	offset, n := uint32(12), uint32(8)
+	if v == 6 {
+		offset, n = 8, 32
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg32, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n}, // the addresses lie side by side
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg32 + n/4},
+		&expr.Payload{DestRegister: reg32 + n/4 + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+	}
+}
+
+// hasAt looks the key that begins at reg32 up in a set.
+func (f *Firewall) hasAt(set string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg32, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
+}
+
 // lookup maps the key to an address, and a port, in the registers from regValue on.
 func (f *Firewall) lookup(m string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg32, DestRegister: regValue, IsDestRegSet: true, SetName: f.sets[m].Name, SetID: f.sets[m].ID}}

@@ -3,6 +3,7 @@
 //
 //	table inet berth
 //	  set nets, internal, same, noicc   the engine's bridges
+//	  set links4, links6                 who may speak to which port all the same
 //	  map ports4, ports4at, ranges4 …   published ports → address . port
 //	  chain guard    prerouting, raw    nothing from a bridge may speak to 127.0.0.0/8
 //	  chain dnat     prerouting, nat  ┐
@@ -19,6 +20,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -58,45 +60,107 @@ type Firewall struct {
 	sets  map[string]*nftables.Set
 	nets  map[string]Network // by bridge
 	ports map[Mapping]bool
-	links map[[2]netip.AddrPort]bool
+	links map[Link]bool
+	count map[string]int // rules in each chain
+	conn  *nftables.Conn
 }
 
-// Open takes the table called name. Nothing is written before Restore.
-func Open(name string) *Firewall {
-	return &Firewall{name: name, nets: map[string]Network{}, ports: map[Mapping]bool{}, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
+// New is the table called name. Nothing is written before Restore.
+func New(name string) *Firewall {
+	return &Firewall{name: name, nets: map[string]Network{}, ports: map[Mapping]bool{}, links: map[Link]bool{}, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
 }
 
-// Restore writes the whole table: with nets and ports, and nothing else of the
+// Restore writes the whole table: with nets, ports and links, and nothing else of the
 // engine's.
-func (f *Firewall) Restore(nets []Network, ports []Mapping) error {
+func (f *Firewall) Restore(nets []Network, ports []Mapping, links []Link) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.nets, f.ports = map[string]Network{}, map[Mapping]bool{}
+	f.nets, f.ports, f.links = map[string]Network{}, map[Mapping]bool{}, map[Link]bool{}
 	for _, n := range nets {
 		f.nets[n.Bridge] = n
 	}
 	for _, p := range ports {
 		f.ports[p] = true
 	}
+	for _, l := range links {
+		f.links[l] = true
+	}
 	return f.write()
 }
 
-// Reassert writes the table again if somebody has removed it.
-func (f *Firewall) Reassert() error {
+// whole reports whether every chain of the engine's has its rules.
+func (f *Firewall) whole() bool {
+	c, err := f.dial()
+	if err != nil {
+		return false
+	}
+	for name, ch := range f.chain {
+		if name == "user" {
+			continue
+		}
+		rules, err := c.GetRules(f.table, ch)
+		if err != nil || len(rules) != f.count[name] {
+			f.hangUp()
+			return false
+		}
+	}
+	return true
+}
+
+// Link lets one container of a network speak to a port of another where containers
+// may not speak with each other.
+type Link struct {
+	From, To netip.Addr
+	Proto    uint8
+	Port     uint16
+}
+
+// Open lets links through, and Shut does no longer. Those that are so already are no error.
+func (f *Firewall) Open(list []Link) error { return f.setLinks(list, true) }
+
+// Shut is the opposite of Open.
+func (f *Firewall) Shut(list []Link) error { return f.setLinks(list, false) }
+
+func (f *Firewall) setLinks(list []Link, open bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c, err := nftables.New()
-	if err != nil {
-		return err
+	var changed []Link
+	for _, l := range list {
+		if f.links[l] == open {
+			continue
+		}
+		if changed = append(changed, l); open {
+			f.links[l] = true
+		} else {
+			delete(f.links, l)
+		}
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(chains, func(x *nftables.Chain) bool { return x.Table.Name == f.name && x.Name == "publish" }) {
+	if len(changed) == 0 {
 		return nil
 	}
-	return f.write()
+	err := f.change(linkElements(changed), !open)
+	switch {
+	case errors.Is(err, unix.ENOENT): // somebody flushed the table
+		return f.write()
+	case err != nil && open:
+		for _, l := range changed {
+			delete(f.links, l)
+		}
+	}
+	return err
+}
+
+func linkElements(list []Link) map[string][]nftables.SetElement {
+	out := map[string][]nftables.SetElement{}
+	for _, l := range list {
+		name := "links4"
+		if l.To.Is6() {
+			name = "links6"
+		}
+		k := append(append(l.From.AsSlice(), l.To.AsSlice()...), key(l.Proto, l.Port)...)
+		out[name] = append(out[name], nftables.SetElement{Key: k})
+	}
+	return out
 }
 
 // SetNetwork adds or changes a network.
@@ -134,7 +198,7 @@ func (f *Firewall) Publish(list []Mapping) error {
 	if len(list) == 0 {
 		return nil
 	}
-	if err := f.change(list, false); err != nil {
+	if err := f.change(elements(list), false); err != nil {
 		return err
 	}
 	for _, m := range list {
@@ -157,37 +221,70 @@ func (f *Firewall) Withdraw(list []Mapping) error {
 	if len(have) == 0 {
 		return nil
 	}
-	err := f.change(have, true)
+	err := f.change(elements(have), true)
 	if errors.Is(err, unix.ENOENT) { // somebody flushed the table
 		return f.write()
 	}
 	return err
 }
 
-// change adds or deletes the elements of ports in one transaction.
-func (f *Firewall) change(list []Mapping, remove bool) error {
+// change adds or deletes elements of sets in one transaction.
+func (f *Firewall) change(sets map[string][]nftables.SetElement, remove bool) error {
 	if f.table == nil {
 		return errors.New("the firewall has not been written yet")
 	}
-	c, err := nftables.New()
+	return f.commit(func(c *nftables.Conn) error {
+		for name, elems := range sets {
+			// A message holds some tens of kilobytes.
+			for part := range slices.Chunk(elems, 512) {
+				var err error
+				if remove {
+					err = c.SetDeleteElements(f.sets[name], part)
+				} else {
+					err = c.SetAddElements(f.sets[name], part)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// dial returns the connection to nftables. It stays open: for each one that is closed the
+// kernel waits until nobody reads the rules any more, some 8 ms.
+func (f *Firewall) dial() (*nftables.Conn, error) {
+	if f.conn == nil {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return nil, fmt.Errorf("cannot reach nftables: %w", err)
+		}
+		f.conn = c
+	}
+	return f.conn, nil
+}
+
+// hangUp drops the connection after an error, with the answers that are still on it.
+func (f *Firewall) hangUp() {
+	if f.conn != nil {
+		_ = f.conn.CloseLasting()
+		f.conn = nil
+	}
+}
+
+// commit runs what fill gathers as one transaction.
+func (f *Firewall) commit(fill func(*nftables.Conn) error) error {
+	c, err := f.dial()
 	if err != nil {
 		return err
 	}
-	for name, elems := range elements(list) {
-		// A message holds some tens of kilobytes.
-		for part := range slices.Chunk(elems, 512) {
-			if remove {
-				err = c.SetDeleteElements(f.sets[name], part)
-			} else {
-				err = c.SetAddElements(f.sets[name], part)
-			}
-			if err != nil {
-				return err
-			}
-		}
+	if err = fill(c); err == nil {
+		err = c.Flush()
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot change the published ports: %w", err)
+	if err != nil {
+		f.hangUp()
+		return fmt.Errorf("cannot write the firewall's rules: %w", err)
 	}
 	return nil
 }
@@ -233,10 +330,18 @@ func ifname(s string) []byte {
 
 // write replaces what is the engine's in one transaction.
 func (f *Firewall) write() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("cannot reach nftables: %w", err)
+	names := slices.Sorted(maps.Keys(f.nets))
+	if err := f.commit(func(c *nftables.Conn) error { return f.gather(c, names) }); err != nil {
+		return err
 	}
+	for _, name := range names { // so that published ports answer on loopback
+		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
+	}
+	return nil
+}
+
+// gather puts the whole table into a transaction.
+func (f *Firewall) gather(c *nftables.Conn, names []string) error {
 	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: f.name})
 	f.table = t
 	for _, s := range f.allSets() {
@@ -246,11 +351,6 @@ func (f *Firewall) write() error {
 		c.FlushSet(s)
 		f.sets[s.Name] = s
 	}
-	names := make([]string, 0, len(f.nets))
-	for n := range f.nets {
-		names = append(names, n)
-	}
-	slices.Sort(names)
 	add := map[string][]nftables.SetElement{}
 	for _, name := range names {
 		n := f.nets[name]
@@ -270,6 +370,13 @@ func (f *Firewall) write() error {
 	for name, e := range elements(list) {
 		add[name] = append(add[name], e...)
 	}
+	open := make([]Link, 0, len(f.links))
+	for l := range f.links {
+		open = append(open, l)
+	}
+	for name, e := range linkElements(open) {
+		add[name] = append(add[name], e...)
+	}
 	for name, elems := range add {
 		for part := range slices.Chunk(elems, 512) {
 			if err := c.SetAddElements(f.sets[name], part); err != nil {
@@ -279,12 +386,6 @@ func (f *Firewall) write() error {
 	}
 	f.chains(c)
 	f.rules(c, names)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot write the firewall's rules: %w", err)
-	}
-	for _, name := range names { // so that published ports answer on loopback
-		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
-	}
 	return nil
 }
 
@@ -306,6 +407,7 @@ func (f *Firewall) allSets() []*nftables.Set {
 		out = append(out,
 			&nftables.Set{Table: f.table, Name: "ports" + v.suffix, IsMap: true, KeyType: portKey, DataType: to, Concatenation: true},
 			&nftables.Set{Table: f.table, Name: "ports" + v.suffix + "at", IsMap: true, KeyType: at, DataType: to, Concatenation: true},
+			&nftables.Set{Table: f.table, Name: "links" + v.suffix, KeyType: nftables.MustConcatSetType(v.addr, v.addr, nftables.TypeInetProto, nftables.TypeInetService), Concatenation: true},
 			&nftables.Set{Table: f.table, Name: "ranges" + v.suffix, IsMap: true, KeyType: portKey, DataType: v.addr, Concatenation: true, Interval: true},
 		)
 	}
@@ -341,7 +443,9 @@ const (
 
 // rules writes the rules of every chain.
 func (f *Firewall) rules(c *nftables.Conn, names []string) {
+	f.count = map[string]int{}
 	rule := func(chain string, parts ...[]expr.Any) {
+		f.count[chain]++
 		var all []expr.Any
 		for _, p := range parts {
 			all = append(all, p...)
@@ -378,6 +482,8 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 	rule("forward", jump("user"))
 	rule("forward", established, accept)
 	rule("forward", pairKey, f.has1("same"), in, f.has("noicc"), translated, accept)
+	rule("forward", pairKey, f.has1("same"), family(4), linkKey(4), f.hasAt("links4"), accept)
+	rule("forward", pairKey, f.has1("same"), family(6), linkKey(6), f.hasAt("links6"), accept)
 	rule("forward", pairKey, f.has1("same"), in, f.has("noicc"), drop)
 	rule("forward", pairKey, f.has1("same"), accept)
 	rule("forward", in, f.has("internal"), drop)

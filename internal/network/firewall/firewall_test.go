@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,10 +20,10 @@ func alone(t *testing.T) {
 
 func TestWrite(t *testing.T) {
 	alone(t)
-	f := Open("berth-test")
+	f := New("berth-test")
 	n := Network{Bridge: "br9", Subnets: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24"), netip.MustParsePrefix("fd09::/64")}, ICC: true, Masquerade: true}
 	m := Mapping{Proto: unix.IPPROTO_TCP, Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: netip.MustParseAddrPort("10.9.0.2:80")}
-	if err := f.Restore([]Network{n}, []Mapping{m}); err != nil {
+	if err := f.Restore([]Network{n}, []Mapping{m}, nil); err != nil {
 		t.Fatal(err)
 	}
 	more := []Mapping{
@@ -45,7 +46,42 @@ func TestWrite(t *testing.T) {
 	if err := f.DropNetwork("br9"); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Reassert(); err != nil {
+	// What somebody else removes is noticed: rules, and the whole table.
+	whole := func(what string, repaired bool) {
+		t.Helper()
+		again, err := f.reassert()
+		if err != nil || again != repaired {
+			t.Errorf("%s: written again %v, %v", what, again, err)
+		}
+	}
+	whole("untouched", false)
+	c, err := nftables.New()
+	if err != nil {
 		t.Fatal(err)
+	}
+	c.FlushTable(f.table)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	whole("rules flushed", true)
+	link := Link{From: netip.MustParseAddr("10.9.0.2"), To: netip.MustParseAddr("10.9.0.3"), Proto: unix.IPPROTO_TCP, Port: 5432}
+	link6 := Link{From: netip.MustParseAddr("fd09::2"), To: netip.MustParseAddr("fd09::3"), Proto: unix.IPPROTO_UDP, Port: 53}
+	if err := f.Open([]Link{link, link6, link}); err != nil {
+		t.Fatal(err)
+	}
+	c.DelTable(f.table)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	whole("table deleted", true)
+	elems, err := c.GetSetElements(f.sets["links4"])
+	if err != nil || len(elems) != 1 {
+		t.Errorf("links after the repair: %v %v", elems, err)
+	}
+	if err := f.Shut([]Link{link, link6}); err != nil {
+		t.Error(err)
+	}
+	if elems, err = c.GetSetElements(f.sets["links6"]); err != nil || len(elems) != 0 {
+		t.Errorf("links that were closed: %v %v", elems, err)
 	}
 }

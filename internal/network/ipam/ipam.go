@@ -199,6 +199,13 @@ func (s *Subnet) Release(a netip.Addr) {
 	}
 }
 
+// Room is how many addresses are left of those that are handed out unasked; what is
+// more than a million counts as a million.
+func (s *Subnet) Room() int {
+	bits := s.within.Addr().BitLen() - s.within.Bits()
+	return 1<<min(bits, 20) - s.Used()
+}
+
 // Used is how many addresses are taken, with those of the network itself.
 func (s *Subnet) Used() int {
 	s.mu.Lock()
