@@ -309,27 +309,13 @@ func (s *Service) bringUp(n *Network) error {
 		n.MTU = bridge.DefaultMTU()
 	}
 	n.open()
-	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true})
+	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true, Apart: !n.ICC})
 	if err != nil {
 		return err
 	}
 	n.index = index
 	n.pool = newPool()
-	if !n.ICC {
-		filterBridges(s.o.Log)
-	}
 	return nil
-}
-
-// filterBridges lets packets between the ports of a bridge pass the firewall, which
-// is what keeps containers from speaking with each other.
-func filterBridges(log *slog.Logger) {
-	for _, f := range []string{"iptables", "ip6tables"} {
-		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+f, []byte("1"), 0o644)
-		if err != nil {
-			log.Error("containers of a network with icc=false can speak with each other: load the kernel module br_netfilter", "error", err)
-		}
-	}
 }
 
 // takeDown removes what a network has on the host.
@@ -421,7 +407,7 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	}
 	n.open()
 	var err error
-	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own})
+	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own, Apart: !n.ICC})
 	n.pool = newPool()
 	return n, err
 }
