@@ -183,14 +183,14 @@ func (s roots) makeWorkingDir(ctx context.Context, r *Record, root int) error {
 		slices.ContainsFunc([]string{"/proc", "/sys", "/dev"}, func(k string) bool { return within(dir, k) }) {
 		return nil
 	}
-	if fd, err := linux.OpenInRoot(root, dir, unix.O_PATH); err == nil {
-		return unix.Close(fd)
-	}
 	var own runtime.Owner
 	if s.userns.holds(r.HostConfig) {
 		if s.userns.shifts(r) {
 			own.UID, own.GID = s.userns.ids.Root()
-		} else { // nobody of the host can make a file in a mapped mount
+		} else {
+			// Nobody of the host can make a file in a mapped mount: another one of the same tree
+			// is made. And nobody looks for the directory in the mapped one, which would
+			// go on to say that there is none.
 			fd, err := s.attach(ctx, r, false)
 			if err != nil {
 				return err
@@ -198,6 +198,9 @@ func (s roots) makeWorkingDir(ctx context.Context, r *Record, root int) error {
 			defer unix.Close(fd)
 			root = fd
 		}
+	}
+	if fd, err := linux.OpenInRoot(root, dir, unix.O_PATH); err == nil {
+		return unix.Close(fd)
 	}
 	return runtime.MakeDir(root, dir, own)
 }

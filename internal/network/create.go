@@ -72,6 +72,9 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	default:
 		return "", "", errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", n.Driver)
 	}
+	if s.fault != nil {
+		return "", "", errs.Wrap(errs.Internal, s.fault, "cannot create the network "+n.Name)
+	}
 	n.EnableIPv4 = r.EnableIPv4 == nil || *r.EnableIPv4
 	n.EnableIPv6 = r.EnableIPv6 != nil && *r.EnableIPv6
 	if !n.EnableIPv4 && !n.EnableIPv6 {

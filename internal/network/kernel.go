@@ -30,11 +30,12 @@ func advised(err error) error {
 // withoutBridges goes on where the kernel lacks what bridge networks need: what
 // runs without them, or on the host's network, has no reason to wait. No network
 // is used without its rules, which keep it apart from others.
-func (s *Service) withoutBridges(err error) {
+func withoutBridges(s *Service, err error) {
 	s.o.Log.Error("no bridge networks, only none and host: the kernel lacks what they need; load it and start the engine again", "load", load, "error", err)
+	s.fault = advised(err)
 	for _, n := range s.all() {
 		if n.Driver == "bridge" {
-			n.fault, n.pool = advised(err), nil
+			n.fault, n.pool = s.fault, nil
 		}
 	}
 }

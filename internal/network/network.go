@@ -98,6 +98,7 @@ func (n *Network) builtin() bool { return n.Name == "bridge" || n.Name == "host"
 type Service struct {
 	o       Options
 	fw      *firewall.Firewall // nil without rules
+	fault   error              // why there are no bridge networks
 	space   *ipam.Space
 	makes   *maker
 	unwatch func() // ends the firewall's watch
@@ -235,7 +236,7 @@ func (s *Service) load() error {
 		return err
 	}
 	if lack != nil {
-		s.withoutBridges(lack)
+		withoutBridges(s, lack)
 	}
 	return nil
 }

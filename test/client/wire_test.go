@@ -234,6 +234,24 @@ func TestRefusals(t *testing.T) {
 		e.Docker("start", "lives")
 	}
 
+	// berth prunes only what its configuration leaves, unless the command line says otherwise.
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"pruneFilters": ["label=old"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := e.Client("berth")
+	for _, label := range []string{"old", "new"} {
+		e.Docker("create", "--name", label, "--label", label, img, "true")
+	}
+	b.Must("--config", dir, "container", "prune", "-f")
+	if got := strings.Fields(e.Docker("ps", "-a", "--format", "{{.Names}}", "--filter", "status=created")); len(got) != 1 || got[0] != "new" {
+		t.Errorf("pruned with the filters of the configuration: %q are left", got)
+	}
+	b.Must("--config", dir, "container", "prune", "-f", "--filter", "label!=old")
+	if got := e.Docker("ps", "-aq", "--filter", "status=created"); got != "" {
+		t.Errorf("pruned against the filters of the configuration: %q are left", got)
+	}
+
 	// A commit with a configuration takes from the container what that leaves out.
 	var made struct{ ID string }
 	if code, text := e.Call(http.MethodPost, "/commit?container=lives&repo=kept", m{"Labels": m{"k": "v"}}, &made); code != 201 {
