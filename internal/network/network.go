@@ -84,7 +84,10 @@ type Network struct {
 	Masq   bool   `json:"masq,omitempty"`
 	HostIP netip.Addr
 
-	index   int // of the bridge
+	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
+	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
+
+	index   int // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }
