@@ -144,7 +144,9 @@ func (s *Service) warmUp(c *Container, r *Record) {
 	go func() {
 		fd, err := roots{s}.attachFor(context.Background(), r)
 		if err == nil {
-			err = launcher{s}.writeNetFiles(r)
+			if err = (roots{s}).makeWorkingDir(context.Background(), r, fd); err == nil {
+				err = launcher{s}.writeNetFiles(r)
+			}
 		}
 		if err != nil {
 			if fd >= 0 {
@@ -163,6 +165,13 @@ func (c *Container) takeWarm() int {
 		return <-*ch
 	}
 	return -1
+}
+
+// settle waits until the files of a container are as create leaves them.
+func (c *Container) settle() {
+	if !c.Status().Phase.Running() {
+		c.dropWarm()
+	}
 }
 
 func (c *Container) dropWarm() {
@@ -352,29 +361,14 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if _, err := s.def.Load().foreign(hc.Runtime); err != nil {
 		return nil, err
 	}
-	switch m := hc.NetworkMode; {
-	case m == "" || m.IsDefault():
-		hc.NetworkMode = "default"
-	case m.IsNone(), m.IsHost():
-	case m.IsContainer():
-		if m.ConnectedContainer() == "" {
-			return bad("invalid network mode: invalid container format container:<name|id>")
-		}
-		if cfg.Hostname != "" {
-			return bad("conflicting options: hostname and the network mode")
-		}
-		if len(hc.PortBindings) > 0 || hc.PublishAllPorts {
-			return bad("conflicting options: port publishing and the container type network mode")
-		}
+	if err := (Nets(s)).check(cfg, hc); err != nil {
+		return nil, err
 	}
 	if hc.Isolation != "" && !hc.Isolation.IsDefault() {
 		return bad("invalid isolation (%s): linux only supports 'default'", hc.Isolation)
 	}
 	if len(hc.StorageOpt) > 0 {
 		return bad("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
-	}
-	if hc.Links, err = (Nets(s)).bindLinks(hc); err != nil {
-		return nil, err
 	}
 	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")

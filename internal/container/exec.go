@@ -323,6 +323,12 @@ func (e *Exec) end(code int, _ time.Time) bool {
 	return true
 }
 
+func (e *Exec) neverStarted() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.started
+}
+
 func (s Execs) exited(ev keeper.Exit) {
 	ex, err := s.exec(ev.ExecID)
 	if err != nil {

@@ -91,10 +91,16 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 		close(c.stopped)
 		c.stopped = nil
 	}
+	var idle []*Exec
 	for _, ex := range c.execs {
-		ex.end(137, e.At)
+		if !ex.end(137, e.At) && ex.neverStarted() {
+			idle = append(idle, ex)
+		}
 	}
 	c.io.Unlock()
+	for _, ex := range idle { // not for the container's next life
+		Execs{s}.forgetExec(ex)
+	}
 	if newlyOOM {
 		s.event(c, events.ActionOOM)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -33,9 +34,7 @@ func (s Files) root(ctx context.Context, c *Container, readonly bool) (fd int, r
 			return fd, true, nil
 		}
 	}
-	if !readonly {
-		c.dropWarm() // one upper directory serves one mount
-	}
+	c.dropWarm() // one upper directory serves one mount; and now all is in it that create makes
 	fd, err = roots(s).attach(ctx, c.Record(), readonly)
 	return fd, false, err
 }
@@ -49,20 +48,54 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 	if err != nil || running {
 		return fd, p, running && s.userns.holds(c.Record().HostConfig), err
 	}
+	r := c.Record()
 	clean := path.Clean("/" + p)
-	for _, m := range slices.Backward(c.Record().Mounts) {
+	for _, m := range slices.Backward(r.Mounts) {
 		if m.Source == "" || clean != m.Destination && !strings.HasPrefix(clean, m.Destination+"/") {
 			continue
 		}
-		src, err := unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
+		src, at, err := openMounted(m.Source, strings.TrimPrefix(p, m.Destination))
 		if err != nil {
 			break
 		}
 		_ = unix.Close(fd)
-		rest := strings.TrimPrefix(p, m.Destination)
-		return src, "/" + strings.TrimPrefix(rest, "/"), s.userns.holds(c.Record().HostConfig), nil
+		return src, at, s.userns.holds(r.HostConfig), nil
 	}
-	return fd, p, s.userns.shifts(c.Record()), nil
+	if name := path.Base(clean); isNetFile(clean) {
+		if src, at, err := openMounted(path.Join(s.netDir(r), name), strings.TrimPrefix(p, clean)); err == nil {
+			_ = unix.Close(fd)
+			return src, at, s.userns.holds(r.HostConfig), nil
+		}
+	}
+	return fd, p, s.userns.shifts(r), nil
+}
+
+// isNetFile reports whether a path is one of the files that the engine writes
+// for every container and mounts over the image's.
+func isNetFile(p string) bool {
+	return p == "/etc/hosts" || p == "/etc/hostname" || p == "/etc/resolv.conf"
+}
+
+// openMounted opens what is mounted from source for a path below it, rest. A file is
+// reached through its directory, since a path needs one to start from.
+func openMounted(source, rest string) (fd int, rel string, err error) {
+	rest = strings.TrimPrefix(rest, "/")
+	real, err := filepath.EvalSymlinks(source)
+	if err != nil {
+		return -1, "", err
+	}
+	fd, err = unix.Open(real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		return fd, "/" + rest, nil
+	}
+	if fd, err = unix.Open(path.Dir(real), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return -1, "", err
+	}
+	rel = "/" + path.Base(real)
+	if rest != "" {
+		rel += "/" + rest
+	}
+	return fd, rel, nil
 }
 
 // rooted is a client's path as an absolute one that does not climb; an end of "/" or
@@ -291,6 +324,7 @@ func isParentOnly(dir string, list, shown []archive.Change, hidden map[string]bo
 }
 
 func (s Files) changes(ctx context.Context, c *Container) ([]archive.Change, error) {
+	c.settle()
 	m, err := roots(s).mount(ctx, c.Record(), false)
 	if err != nil {
 		return nil, err
@@ -350,6 +384,7 @@ func (s Files) Export(ctx context.Context, ref string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	c.settle()
 	fd, err := roots(s).attach(ctx, c.Record(), true)
 	if err != nil {
 		return err
@@ -391,9 +426,7 @@ func (s Files) Commit(ctx context.Context, o CommitOptions) (string, error) {
 		cfg = r.Config
 	} else {
 		merged := *cfg
-		if img, err := s.o.Images.Resolve(ctx, string(r.Image)); err == nil {
-			merge(&merged, img)
-		}
+		merge(&merged, &image.Image{Config: dockerspec.DockerOCIImage{Config: *imageConfig(r.Config)}})
 		cfg = &merged
 	}
 	rd, wr := io.Pipe()
@@ -424,6 +457,7 @@ func familiar(repo, tag string) string {
 
 // layer writes the container's changes as an image layer.
 func (s Files) layer(ctx context.Context, c *Container, w io.Writer) error {
+	c.settle()
 	m, err := s.o.Snapshots.Mounts(ctx, string(c.Record().ID))
 	if err != nil {
 		return err

@@ -125,6 +125,8 @@ func (s Nets) hosts(r *Record, eps []*netsvc.Endpoint) string {
 	names := r.Config.Hostname
 	if d := r.Config.Domainname; d != "" && names != "" {
 		names = names + "." + d + " " + names
+	} else if host, _, ok := strings.Cut(names, "."); ok && host != "" {
+		names += " " + host // a full name is found by its first part, too
 	}
 	for _, e := range eps {
 		for _, p := range []netip.Prefix{e.Addr4, e.Addr6} {

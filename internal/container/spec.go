@@ -116,8 +116,10 @@ func environment(cfg *container.Config, home string) []string {
 		env = append(env, "TERM=xterm")
 	}
 	env = mergeEnv(env, cfg.Env)
-	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+	if i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }); i < 0 {
 		env = append(env, "HOME="+home)
+	} else if env[i] == "HOME=" { // an empty one counts as none
+		env[i] += home
 	}
 	return env
 }
@@ -232,7 +234,11 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 	}
 	dir := in.dir
 	for _, f := range []string{"resolv.conf", "hostname", "hosts"} {
-		add("/etc/"+f, "bind", filepath.Join(dir, f), "rbind", "rprivate")
+		opts := []string{"rbind", "rprivate"}
+		if hc.ReadonlyRootfs { // they are part of what is not to be written
+			opts = append(opts, "ro")
+		}
+		add("/etc/"+f, "bind", filepath.Join(dir, f), opts...)
 	}
 	for _, m := range r.Mounts {
 		switch m.Type {

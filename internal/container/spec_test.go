@@ -152,7 +152,7 @@ func TestEnvironment(t *testing.T) {
 	}{
 		{container.Config{Hostname: "h"}, []string{defaultPath, "HOSTNAME=h", "HOME=/root"}},
 		{container.Config{Hostname: "h", Tty: true}, []string{defaultPath, "HOSTNAME=h", "TERM=xterm", "HOME=/root"}},
-		{container.Config{Hostname: "h", Tty: true, Env: []string{"TERM=vt100", "HOME=", "HOSTNAME=x", "PATH=/p", "DROP", "PATHS=1"}}, []string{"PATH=/p", "HOSTNAME=x", "TERM=vt100", "HOME=", "PATHS=1"}},
+		{container.Config{Hostname: "h", Tty: true, Env: []string{"TERM=vt100", "HOME=", "HOSTNAME=x", "PATH=/p", "DROP", "PATHS=1"}}, []string{"PATH=/p", "HOSTNAME=x", "TERM=vt100", "HOME=/root", "PATHS=1"}},
 	} {
 		if got := environment(&c.cfg, "/root"); !slices.Equal(got, c.want) {
 			t.Errorf("%v, want %v", got, c.want)

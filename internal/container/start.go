@@ -332,17 +332,20 @@ func (s launcher) netNS(r *Record) (int, error) {
 	case m.IsHost():
 		return -1, nil
 	case m.IsContainer():
-		return s.joinNet(m.ConnectedContainer())
+		return s.joinNet(r, m.ConnectedContainer())
 	default:
 		return s.o.Networks.Isolated()
 	}
 }
 
 // netDonor finds the container whose network another shares; it must run.
-func (s launcher) netDonor(ref string) (*Container, error) {
+func (s launcher) netDonor(r *Record, ref string) (*Container, error) {
 	c, err := s.Get(ref)
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "joining network namespace of container: %v", err)
+	}
+	if c.Record().ID == r.ID {
+		return nil, errs.New(errs.Internal, "cannot join own network namespace")
 	}
 	if st := c.Status(); !st.Phase.Running() {
 		return nil, errs.New(errs.Conflict, "cannot join network namespace of a non running container: container %s is %s", c.Record().Name, st.Phase)
@@ -351,8 +354,8 @@ func (s launcher) netDonor(ref string) (*Container, error) {
 }
 
 // joinNet opens the network namespace of another container.
-func (s launcher) joinNet(ref string) (int, error) {
-	c, err := s.netDonor(ref)
+func (s launcher) joinNet(r *Record, ref string) (int, error) {
+	c, err := s.netDonor(r, ref)
 	if err != nil {
 		return -1, err
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -15,6 +16,7 @@ import (
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/idmap"
 	"berth.dev/berth/internal/keeper"
+	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/snapshot/shift"
@@ -172,6 +174,34 @@ func (s roots) attach(ctx context.Context, r *Record, readonly bool) (int, error
 	return snapshot.Attach(m, readonly)
 }
 
+// makeWorkingDir makes the directory that a container's program starts in, and its
+// parents, unless something is mounted there: then only a start can. A start would
+// make it in any case; but what is copied into a container before its first needs a place.
+func (s roots) makeWorkingDir(ctx context.Context, r *Record, root int) error {
+	dir := r.Config.WorkingDir
+	if dir == "" || dir == "/" || slices.ContainsFunc(r.Mounts, func(m Mount) bool { return within(dir, m.Destination) }) ||
+		slices.ContainsFunc([]string{"/proc", "/sys", "/dev"}, func(k string) bool { return within(dir, k) }) {
+		return nil
+	}
+	if fd, err := linux.OpenInRoot(root, dir, unix.O_PATH); err == nil {
+		return unix.Close(fd)
+	}
+	var own runtime.Owner
+	if s.userns.holds(r.HostConfig) {
+		if s.userns.shifts(r) {
+			own.UID, own.GID = s.userns.ids.Root()
+		} else { // nobody of the host can make a file in a mapped mount
+			fd, err := s.attach(ctx, r, false)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			root = fd
+		}
+	}
+	return runtime.MakeDir(root, dir, own)
+}
+
 // attachFor makes the root filesystem that a container is to run on.
 func (s roots) attachFor(ctx context.Context, r *Record) (int, error) {
 	if !s.userns.holds(r.HostConfig) || s.userns.shifts(r) {
@@ -198,7 +228,7 @@ func (s launcher) mappedNS(r *Record, give func(specs.LinuxNamespaceType, int)) 
 		}
 		find := s.donor
 		if d.what == "network" {
-			find = func(_, ref string) (*Container, error) { return s.netDonor(ref) }
+			find = func(_, ref string) (*Container, error) { return s.netDonor(r, ref) }
 		}
 		c, err := find(d.what, d.ref)
 		if err != nil {
@@ -217,7 +247,7 @@ func (s launcher) mappedNS(r *Record, give func(specs.LinuxNamespaceType, int)) 
 	var net int
 	var err error
 	if hc.NetworkMode.IsContainer() {
-		net, err = s.joinNet(hc.NetworkMode.ConnectedContainer())
+		net, err = s.joinNet(r, hc.NetworkMode.ConnectedContainer())
 	} else if user >= 0 {
 		_, net, err = u.rt.NewUserNS(user, nil, nil, true)
 	} else {

@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,3 +17,7 @@ func KernelAtLeast(major, minor int) bool {
 	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b)
 	return err == nil && (a > major || a == major && b >= minor)
 }
+
+// WithoutBridges tells whether the kernel has been deprived of what bridge networks
+// need, which scripts/test-vm can do.
+func WithoutBridges() bool { return os.Getenv("BERTH_TEST_WITHOUT") != "" }

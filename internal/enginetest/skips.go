@@ -17,6 +17,7 @@ const (
 	NeedsSystemd   = "needs systemd as init (scripts/test-systemd-vm has it)"
 	NeedsNoSystemd = "needs a host without systemd"
 	NeedsOverlay   = "needs overlayfs"
+	NeedsNoBridges = "needs a kernel without bridges (VM_WITHOUT=bridge scripts/test-vm has it)"
 	NeedsDebian    = "needs debootstrap (scripts/install-test-deps)"
 	LongRun        = "runs under make stress only"
 	ShortRun       = "left out by go test -short"
@@ -26,7 +27,7 @@ const (
 // there the others are failures.
 var reviewed = map[string]bool{
 	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false, NeedsDebian: false,
-	NeedsCgroupV2: true, NeedsCgroupV1: true, NeedsSystemd: true, NeedsNoSystemd: true, LongRun: true, ShortRun: true,
+	NeedsCgroupV2: true, NeedsCgroupV1: true, NeedsSystemd: true, NeedsNoSystemd: true, NeedsNoBridges: true, LongRun: true, ShortRun: true,
 }
 
 // Skip ends the test for a reason of the list above.

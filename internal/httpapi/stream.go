@@ -106,8 +106,18 @@ func (p *progress) send(m jsonstream.Message) {
 	_ = p.enc.Encode(wm) // the operation's context ends with the client
 }
 
+// maxDrain is how much is read of what a client has sent behind the end of an
+// upload. The server gives up a connection with more on the way.
+const maxDrain = 256 << 10
+
 // finish ends the operation: an error after the first message is one more message.
 func (p *progress) finish(err error) (response, error) {
+	// With both directions open the server itself gets to the body's end only when
+	// it has stopped watching the connection. It would watch it again, and meet
+	// itself at the next request there.
+	if p.r.Body != nil {
+		_, _ = io.CopyN(io.Discard, p.r.Body, maxDrain)
+	}
 	if err != nil && p.enc != nil {
 		p.send(jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}})
 		return response{}, nil

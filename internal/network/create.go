@@ -115,7 +115,7 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if err := s.bringUp(n); err != nil {
 		undo()
 		s.takeDown(n)
-		return "", "", errs.Wrap(errs.Internal, err, "cannot create the network "+n.Name)
+		return "", "", errs.Wrap(errs.Internal, advised(err), "cannot create the network "+n.Name)
 	}
 	s.mu.Lock()
 	if _, again := s.byName[n.Name]; again {
@@ -128,7 +128,7 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	s.mu.Unlock()
 	err = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, "n/"+n.ID, n) })
 	if err == nil && s.fw != nil && n.Driver == "bridge" {
-		err = s.fw.SetNetwork(n.rules())
+		err = advised(s.fw.SetNetwork(n.rules()))
 	}
 	if err != nil {
 		_ = s.remove(n)

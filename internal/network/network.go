@@ -23,6 +23,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -87,7 +88,8 @@ type Network struct {
 	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
 	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
 
-	index   int // of the bridge or the parent
+	fault   error // why it cannot be used
+	index   int   // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }
@@ -213,21 +215,32 @@ func (s *Service) load() error {
 		}
 		if err := s.bringUp(n); err != nil {
 			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
+			n.fault = advised(err)
 		}
 		s.add(n)
 	}
+	var lack error
 	if s.o.Config.Bridge != "none" {
 		n, err := s.defaultBridge(created)
-		if err != nil {
+		if err != nil && (n == nil || !lacks(err)) {
 			return errs.Wrap(errs.Internal, err, "failed to start daemon: Error initializing network controller")
 		}
 		s.add(n)
+		lack = err
 	}
 	s.loadSandboxes()
 	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
 		forward(s.o.Config.IPv6, s.o.Log)
 	}
-	return s.restoreRules()
+	if err := s.restoreRules(); lacks(err) {
+		lack = cmp.Or(lack, err)
+	} else if err != nil {
+		return err
+	}
+	if lack != nil {
+		s.withoutBridges(lack)
+	}
+	return nil
 }
 
 func (s *Service) add(n *Network) {

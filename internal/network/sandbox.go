@@ -159,7 +159,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		}
 		u.Add(func() { _ = s.fw.Shut(b.Links) })
 	}
-	s.serveNames(b)
+	(namer{s}).serveNames(b)
 	if err := s.keep(b); err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func (s *Service) Keep(pid func(container string) int) {
 		}
 		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
-			s.reopenNames(b, ns)
+			(namer{s}).reopenNames(b, ns)
 			_ = unix.Close(ns)
 		}
 	}
@@ -384,6 +384,9 @@ func held(err error) bool {
 
 // join gives a namespace an interface on a network.
 func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
+	if n.fault != nil {
+		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
+	}
 	ep := &Endpoint{ID: newID(), Network: n.ID, Interface: name, Asked: e}
 	if e != nil {
 		if v := e.DriverOpts[optIfName]; v != "" {
@@ -409,7 +412,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 	}()
 	in := n.iface(ep, gateway)
 	if err := drivers[n.Driver].join(n, ns, in); err != nil {
-		return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
+		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
 	ep.Host, ep.MAC = in.Host, in.MAC
 	return ep, nil
@@ -417,7 +420,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 
 // iface is an endpoint as the bridge package knows it.
 func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
-	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU}
+	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU, Isolated: !n.ICC}
 	for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 		if p.IsValid() {
 			in.Addrs = append(in.Addrs, p)
@@ -580,7 +583,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		if b.resolver, err = dns.Open(ns, 0); err != nil {
 			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
-		s.serveNames(b)
+		(namer{s}).serveNames(b)
 	}
 	if err := s.keep(b); err != nil {
 		return err

@@ -639,6 +639,15 @@ func (l *Launch) plainTarget(dest string, file bool) bool {
 	return isDir(&st) == !file && st.Mode&unix.S_IFMT != unix.S_IFLNK
 }
 
+// MakeDir makes a directory of a container and its parents, as makeInRoot does.
+func MakeDir(root int, p string, own Owner) error {
+	fd, err := makeInRoot(root, p, false, own)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
 // makeInRoot makes the directories of p below root, and p itself as a file if
 // asked, following links that stay inside.
 func makeInRoot(root int, p string, file bool, own Owner) (int, error) {

@@ -1,12 +1,17 @@
 package client
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"berth.dev/berth/internal/enginetest"
 )
@@ -122,6 +127,120 @@ func TestOtherClients(t *testing.T) {
 		if len(list) != want {
 			t.Errorf("annotation %s: %d containers, want %d", filter, len(list), want)
 		}
+	}
+}
+
+// What the API answers to requests that make no sense, and to those that come too late.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	type m = map[string]any
+	refuse := func(what string, body any, want string) {
+		t.Helper()
+		if code, text := e.Call(http.MethodPost, "/containers/create", body, nil); code != 400 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s, want %q", what, code, text, want)
+		}
+	}
+	port := func(container, host string) m {
+		return m{"Image": img, "HostConfig": m{"PortBindings": m{container: []m{{"HostPort": host}}}}}
+	}
+	refuse("host port", port("80/tcp", "aa80"), `invalid port specification: \"aa80\"`)
+	refuse("port 0", port("0/tcp", ""), `invalid port specification: \"0/tcp\"`)
+
+	// What belongs to the container whose network is shared.
+	for want, body := range map[string]m{
+		"conflicting options: dns and the network mode":                                    {"HostConfig": m{"DNS": []string{"192.0.2.1"}}},
+		"conflicting options: custom host-to-IP mapping and the network mode":              {"HostConfig": m{"ExtraHosts": []string{"a:192.0.2.1"}}},
+		"conflicting options: port publishing and the container type network mode":         {"HostConfig": m{"PublishAllPorts": true}},
+		"conflicting options: port exposing and the container type network mode":           {"ExposedPorts": m{"80/tcp": m{}}},
+		"conflicting options: container type network can't be used with links. This would": {"HostConfig": m{"Links": []string{"a:b"}}},
+	} {
+		hc, _ := body["HostConfig"].(m)
+		if hc == nil {
+			hc = m{}
+		}
+		hc["NetworkMode"], body["HostConfig"], body["Image"] = "container:none", hc, img
+		refuse(want, body, want)
+	}
+	refuse("links on the host's network", m{"Image": img, "HostConfig": m{"NetworkMode": "host", "Links": []string{"a:b"}}}, "host type networking can't be used with links")
+
+	e.Each(t, func(t *testing.T, c *enginetest.Client) {
+		if r := c.Run("run", "--name", "self", "--net=container:self", img, "true"); r.Code == 0 || !strings.Contains(r.Err, "cannot join own network namespace") {
+			t.Errorf("its own network: %d %s", r.Code, r.Err)
+		}
+		c.Must("rm", "self")
+
+		// Where a working directory is to be, there is one from the beginning.
+		c.Must("create", "--name", "work", "-w", "/home/of/work", img, "true")
+		c.Must("cp", "work:/home/of/work", t.TempDir())
+		if got := c.Must("diff", "work"); !strings.Contains(got, "A /home/of/work") {
+			t.Errorf("the working directory after create: %q", got)
+		}
+		// The files that the engine writes are the container's, also while it does not run.
+		for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
+			dir := t.TempDir()
+			c.Must("cp", "work:/etc/"+f, dir)
+			if b, err := os.ReadFile(filepath.Join(dir, f)); err != nil || len(b) == 0 {
+				t.Errorf("%s: %q %v", f, b, err)
+			}
+		}
+		c.Must("rm", "work")
+
+		// They are part of a root that cannot be written, and know the host by its first name too.
+		out := c.Must("run", "--rm", "--read-only", "-h", "web.example.org", "-e", "HOME=", img, "sh", "-c", "echo x >/etc/hosts; echo $HOME; cat /etc/hosts")
+		if !strings.HasPrefix(out, "/root\n") || !strings.Contains(out, "\tweb.example.org web") {
+			t.Errorf("hosts: %q", out)
+		}
+	})
+
+	// An error of attach is text: clients show it as it comes.
+	if got := raw(t, e, "/containers/nobody/attach", ""); !strings.HasPrefix(got, "HTTP/1.1 404") || !strings.HasSuffix(got, "\r\n\r\nNo such container: nobody\r\n") {
+		t.Errorf("attach: %q", got)
+	}
+
+	// An upload that nobody has read to its end does not cost the connection.
+	func() {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", e.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		answers := bufio.NewReader(conn)
+		for range 3 { // an archive that is at its end before the body is
+			fmt.Fprintf(conn, "POST /images/load HTTP/1.1\r\nHost: berth\r\nContent-Length: %d\r\n\r\n%s", 300<<10, strings.Repeat("\x00", 300<<10))
+			res, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatalf("upload: %v", err)
+			}
+			text, _ := io.ReadAll(res.Body)
+			if res.StatusCode != 400 || !strings.Contains(string(text), "invalid archive") {
+				t.Errorf("upload: %s %s", res.Status, text)
+			}
+		}
+	}()
+
+	// An exec that has not run goes with the life that it was made for.
+	e.Docker("run", "-d", "--name", "lives", img, "sleep", "1000")
+	var ex struct{ ID string }
+	if code, text := e.Call(http.MethodPost, "/containers/lives/exec", m{"Cmd": []string{"true"}}, &ex); code != 201 {
+		t.Fatalf("exec: %d %s", code, text)
+	}
+	e.Docker("stop", "-t", "0", "lives")
+	for range 2 {
+		if code, text := e.Call(http.MethodPost, "/exec/"+ex.ID+"/start", m{"Detach": true}, nil); code != 404 {
+			t.Errorf("exec of the life before: %d %s", code, text)
+		}
+		e.Docker("start", "lives")
+	}
+
+	// A commit with a configuration takes from the container what that leaves out.
+	var made struct{ ID string }
+	if code, text := e.Call(http.MethodPost, "/commit?container=lives&repo=kept", m{"Labels": m{"k": "v"}}, &made); code != 201 {
+		t.Fatalf("commit: %d %s", code, text)
+	}
+	if got := strings.TrimSpace(e.Docker("inspect", "-f", "{{.Config.Cmd}} {{.Config.Labels.k}}", made.ID)); got != "[sleep 1000] v" {
+		t.Errorf("commit: %q", got)
 	}
 }
 

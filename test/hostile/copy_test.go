@@ -202,8 +202,8 @@ func TestTrojanHelpers(t *testing.T) {
 			if path, err := exec.LookPath(tool); err == nil {
 				cmd := exec.Command(path, "-c")
 				cmd.Stdin = bytes.NewReader(plain)
-				if bodies[tool], err = cmd.Output(); err != nil {
-					t.Fatal(tool, err)
+				if packed, err := cmd.Output(); err == nil { // busybox has an xz that only unpacks
+					bodies[tool] = packed
 				}
 			}
 		}

@@ -39,6 +39,7 @@ type Interface struct {
 	Addrs    []netip.Prefix
 	Gateways []netip.Addr // default routes; none on an internal network
 	Routes   []netip.Prefix
+	Isolated bool // it may speak with the host, but not with its neighbours on the bridge
 }
 
 // Ensure makes the bridge, or takes the one that is there, gives it its
@@ -179,6 +180,9 @@ func Join(bridge, ns int, in *Interface) error {
 	// Where bridged traffic passes the firewall, a container's call to its own published
 	// port is turned round on the bridge itself: out by the port that it came in.
 	err = netlink.LinkSetHairpin(link, true)
+	if err == nil && in.Isolated { // few hosts have their firewall see what stays on a bridge
+		err = netlink.LinkSetIsolated(link, true)
+	}
 	if err == nil {
 		err = Configure(ns, in)
 	}
