@@ -319,13 +319,13 @@ func (s *Service) bringUp(n *Network) error {
 	return d.up(s, n)
 }
 
-// filterBridges lets packets between the ports of a bridge pass the firewall, which
-// is what keeps containers from speaking with each other.
-func filterBridges(log *slog.Logger) {
-	for _, f := range []string{"iptables", "ip6tables"} {
-		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+f, []byte("1"), 0o644)
-		if err != nil {
-			log.Error("containers of a network with icc=false can speak with each other: load the kernel module br_netfilter", "error", err)
+// routeNeighbours has containers that may not speak with each other, each on an isolated port
+// of the bridge, meet only by way of the host: it answers when one looks for another, and the
+// firewall sees what they send. No other program and no br_netfilter is needed for it.
+func routeNeighbours(name string, log *slog.Logger) {
+	for file, v := range map[string]string{"proxy_arp_pvlan": "1", "send_redirects": "0"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/"+file, []byte(v), 0o644); err != nil {
+			log.Warn("links between containers of a network with icc=false do not work", "error", err)
 		}
 	}
 }
@@ -414,6 +414,9 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	var err error
 	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own})
 	n.pool = newPool()
+	if !n.ICC {
+		routeNeighbours(n.Bridge, s.o.Log)
+	}
 	return n, err
 }
 

@@ -41,7 +41,7 @@ func (bridgeDriver) up(s *Service, n *Network) error {
 	n.index = index
 	n.pool = newPool()
 	if !n.ICC {
-		filterBridges(s.o.Log)
+		routeNeighbours(n.Bridge, s.o.Log)
 	}
 	return nil
 }
