@@ -86,6 +86,18 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 		s.o.Log.Error("cannot record an exit", "id", r.ID, "error", err)
 	}
 	go func() { _ = s.keeper.Forget(context.Background(), string(r.ID)) }()
+	if newlyOOM {
+		s.event(c, events.ActionOOM)
+	}
+	attrs := []string{"exitCode", strconv.Itoa(e.Code), "execDuration", strconv.Itoa(int(ran.Seconds()))}
+	s.event(c, events.ActionDie, attrs...)
+	if (Nets{s}).own(r) {
+		s.o.Networks.Release(string(r.ID))
+	} else {
+		c.networkEvent(s, events.ActionDisconnect)
+	}
+	// Who waits for the stop may have another use for the addresses and ports: those
+	// are free by now.
 	c.io.Lock()
 	if c.stopped != nil {
 		close(c.stopped)
@@ -100,16 +112,6 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 	c.io.Unlock()
 	for _, ex := range idle { // not for the container's next life
 		Execs{s}.forgetExec(ex)
-	}
-	if newlyOOM {
-		s.event(c, events.ActionOOM)
-	}
-	attrs := []string{"exitCode", strconv.Itoa(e.Code), "execDuration", strconv.Itoa(int(ran.Seconds()))}
-	s.event(c, events.ActionDie, attrs...)
-	if (Nets{s}).own(r) {
-		s.o.Networks.Release(string(r.ID))
-	} else {
-		c.networkEvent(s, events.ActionDisconnect)
 	}
 	// An exit is one also when the restart policy has more in mind.
 	c.wake(false, container.WaitResponse{StatusCode: int64(e.Code)})

@@ -35,6 +35,10 @@ func cutLink(spec string) (target, alias string) {
 	return strings.TrimPrefix(target, "/"), alias
 }
 
+// maxSharers is how far the owner of a shared network is looked for: two that
+// have been created to share each other's would never end it.
+const maxSharers = 32
+
 // links resolves the links of a container on the default bridge. Their targets must run.
 func (s Nets) links(r *Record) ([]link, error) {
 	if len(r.HostConfig.Links) == 0 || !s.own(r) || s.mainNetwork(r) != "bridge" {
@@ -46,6 +50,14 @@ func (s Nets) links(r *Record) ([]link, error) {
 		c, err := s.Get(ref)
 		if err != nil {
 			continue // it was removed, and the link with it
+		}
+		// One that shares a network is reached where that network's owner is.
+		for m, seen := c.Record().HostConfig.NetworkMode, 0; m.IsContainer() && seen < maxSharers; seen++ {
+			owner := m.ConnectedContainer()
+			if c, err = s.Get(owner); err != nil {
+				return nil, errs.New(errs.Invalid, "could not get container for %s: %v", owner, err)
+			}
+			m = c.Record().HostConfig.NetworkMode
 		}
 		t := c.Record()
 		if t.HostConfig.NetworkMode.IsHost() {
@@ -253,6 +265,9 @@ func (s Nets) removeLink(ref string) error {
 	hc.Links = slices.DeleteFunc(slices.Clone(hc.Links), func(spec string) bool { _, a := cutLink(spec); return a == alias })
 	if len(hc.Links) == len(r.HostConfig.Links) {
 		return errNoContainer(ref)
+	}
+	if len(hc.Links) == 0 {
+		hc.Links = nil // as if there had been none
 	}
 	r.HostConfig = &hc
 	if err := s.store(c, &r); err != nil {

@@ -288,7 +288,9 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 		return errs.New(errs.Forbidden, "container cannot be connected to host network namespace and another network at the same time")
 	case m.IsContainer():
 		return errs.New(errs.Forbidden, "container sharing network namespace with another container or host cannot be connected to any other network")
-	case name == "host" || name == "none":
+	case m.IsNone() && !r.Left["none"], name == "none":
+		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	case name == "host":
 		return errs.New(errs.Forbidden, "container cannot be connected to network %s", name)
 	}
 	now := s.networks(&r)
@@ -340,6 +342,9 @@ func (s Nets) Disconnect(ctx context.Context, ref string, req network.Disconnect
 	left := map[string]bool{}
 	for k := range r.Left {
 		left[k] = true
+	}
+	if name == "none" && s.mainNetwork(&r) == "none" && !r.Left["none"] {
+		found, left["none"] = true, true // the way to another network
 	}
 	for k, v := range s.networks(&r) {
 		if other, _, err := s.o.Networks.Resolve(k); err == nil && other == id {

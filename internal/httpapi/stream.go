@@ -107,8 +107,8 @@ func (p *progress) send(m jsonstream.Message) {
 }
 
 // maxDrain is how much is read of what a client has sent behind the end of an
-// upload. The server gives up a connection with more on the way.
-const maxDrain = 256 << 10
+// upload. A connection with more on the way is given up.
+const maxDrain = 1 << 20
 
 // finish ends the operation: an error after the first message is one more message.
 func (p *progress) finish(err error) (response, error) {
@@ -116,7 +116,9 @@ func (p *progress) finish(err error) (response, error) {
 	// it has stopped watching the connection. It would watch it again, and meet
 	// itself at the next request there.
 	if p.r.Body != nil {
-		_, _ = io.CopyN(io.Discard, p.r.Body, maxDrain)
+		if n, _ := io.CopyN(io.Discard, p.r.Body, maxDrain); n == maxDrain {
+			_ = http.NewResponseController(p.r.w).SetReadDeadline(time.Unix(1, 0))
+		}
 	}
 	if err != nil && p.enc != nil {
 		p.send(jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}})

@@ -3,8 +3,8 @@ package network
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
+	"log/slog"
 	"net/netip"
 	"os"
 	"regexp"
@@ -319,17 +319,6 @@ func (s *Service) bringUp(n *Network) error {
 	return d.up(s, n)
 }
 
-// routeNeighbours has containers that may not speak with each other, each on an isolated port
-// of the bridge, meet only by way of the host: it answers when one looks for another, and the
-// firewall sees what they send. No other program and no br_netfilter is needed for it.
-func routeNeighbours(name string, log *slog.Logger) {
-	for file, v := range map[string]string{"proxy_arp_pvlan": "1", "send_redirects": "0"} {
-		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/"+file, []byte(v), 0o644); err != nil {
-			log.Warn("links between containers of a network with icc=false do not work", "error", err)
-		}
-	}
-}
-
 // takeDown removes what a network has on the host.
 func (s *Service) takeDown(n *Network) {
 	if n.pool != nil {
@@ -412,11 +401,8 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	}
 	n.open()
 	var err error
-	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own})
+	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own, Apart: !n.ICC})
 	n.pool = newPool()
-	if !n.ICC {
-		routeNeighbours(n.Bridge, s.o.Log)
-	}
 	return n, err
 }
 

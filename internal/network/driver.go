@@ -34,15 +34,12 @@ func (bridgeDriver) up(s *Service, n *Network) error {
 	if n.MTU == 0 {
 		n.MTU = bridge.DefaultMTU()
 	}
-	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true})
+	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true, Apart: !n.ICC})
 	if err != nil {
 		return err
 	}
 	n.index = index
 	n.pool = newPool()
-	if !n.ICC {
-		routeNeighbours(n.Bridge, s.o.Log)
-	}
 	return nil
 }
 

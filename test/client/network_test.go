@@ -208,11 +208,37 @@ func TestLinks(t *testing.T) {
 	if got != want {
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
+	// One that shares the network of another is reached where that one is.
+	c.Must("run", "-d", "--name", "beside", "--net", "container:db", img, "sleep", "100")
+	if got := c.Must("run", "--rm", "--name", "app", "--link", "beside:near", img, "sh", "-c", "echo $NEAR_PORT_5432_TCP_ADDR"); got != ip {
+		t.Errorf("a link to one beside %s: %s", ip, got)
+	}
+	c.Must("rm", "-f", "beside")
 	c.Must("stop", "-t", "0", "db")
 	if r := c.Run("run", "--rm", "--name", "app", "--link", "db:store", img, "true"); r.Code != 125 || !strings.Contains(r.Err, "Cannot link to a non running container: /db AS /app/store") {
 		t.Errorf("a link to one that is stopped: %+v", r)
 	}
 	c.Must("rm", "db")
+}
+
+// A container without a network stays without, until it leaves "none".
+func TestNoneAndOthers(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	e.Each(t, func(t *testing.T, c *enginetest.Client) {
+		c.Must("network", "create", "later")
+		c.Must("run", "-d", "--name", "alone", "--net", "none", img, "sleep", "100")
+		step{"network connect later alone", "", "container cannot be connected to multiple networks with one of the networks in private (none) mode", 1}.run(t, c)
+		c.Must("network", "disconnect", "none", "alone")
+		step{"network disconnect none alone", "", "is not connected to network none", 1}.run(t, c)
+		c.Must("network", "connect", "later", "alone")
+		ip := addressOf(c, "alone", "later")
+		if got := c.Must("exec", "alone", "ip", "-4", "addr"); ip == "" || !strings.Contains(got, ip) {
+			t.Errorf("address %q: %s", ip, got)
+		}
+		c.Must("rm", "-f", "alone")
+		c.Must("network", "rm", "later")
+	})
 }
 
 // Namespaces that wait hold addresses, but not against somebody who wants them.

@@ -28,6 +28,7 @@ type Config struct {
 	MTU   int            // 0 leaves it
 	Addrs []netip.Prefix // of the host on it: gateways with the subnet's length
 	Own   bool           // made and removed by the engine; else it is an administrator's
+	Apart bool           // its ports are isolated: neighbours reach each other by the host, where the firewall sees them
 }
 
 // Interface is what a namespace gets.
@@ -74,6 +75,7 @@ func Ensure(c Config) (int, error) {
 	// Without IPv6 on the bridge the kernel would give it a link-local address all the same.
 	v6 := slices.ContainsFunc(c.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	setIPv6(c.Name, v6)
+	apart(c)
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return 0, err
@@ -90,6 +92,14 @@ func Ensure(c Config) (int, error) {
 		return 0, fmt.Errorf("cannot bring %s up: %w", c.Name, err)
 	}
 	return link.Attrs().Index, nil
+}
+
+// apart has the host answer for all neighbours of a bridge whose ports are isolated, or
+// for none. An administrator's bridge is left as it is unless it has to be so.
+func apart(c Config) {
+	if v := map[bool]string{true: "1", false: "0"}[c.Apart]; c.Apart || c.Own {
+		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+c.Name+"/proxy_arp_pvlan", []byte(v), 0o644) // where it fails they stay apart
+	}
 }
 
 func setIPv6(name string, on bool) {

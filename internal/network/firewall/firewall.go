@@ -25,10 +25,12 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,6 +65,7 @@ type Firewall struct {
 	links map[Link]bool
 	count map[string]int // rules in each chain
 	conn  *nftables.Conn
+	sock  *netlink.Conn // what it runs on
 }
 
 // New is the table called name. Nothing is written before Restore.
@@ -84,6 +87,9 @@ func (f *Firewall) Restore(nets []Network, ports []Mapping, links []Link) error 
 	}
 	for _, l := range links {
 		f.links[l] = true
+	}
+	if err := f.present(); err != nil {
+		return err
 	}
 	return f.write()
 }
@@ -252,17 +258,45 @@ func (f *Firewall) change(sets map[string][]nftables.SetElement, remove bool) er
 	})
 }
 
+// The kernel answers each message of a transaction, and does so before the first
+// answer is read: all of them lie in the socket meanwhile, thousands where there are a
+// thousand networks. What a socket holds without asking is enough for forty.
+const buffer = 64 << 20
+
+// patience is how long an answer is waited for. Where the kernel refuses a transaction as
+// a whole it gives one answer, and the rest would be waited for without end.
+const patience = 15 * time.Second
+
 // dial returns the connection to nftables. It stays open: for each one that is closed the
 // kernel waits until nobody reads the rules any more, some 8 ms.
 func (f *Firewall) dial() (*nftables.Conn, error) {
 	if f.conn == nil {
-		c, err := nftables.New(nftables.AsLasting())
+		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
+			f.sock = s
+			return errors.Join(s.SetReadBuffer(buffer), s.SetWriteBuffer(buffer))
+		}))
 		if err != nil {
 			return nil, fmt.Errorf("cannot reach nftables: %w", err)
 		}
 		f.conn = c
 	}
-	return f.conn, nil
+	return f.conn, f.sock.SetReadDeadline(time.Now().Add(patience))
+}
+
+// present asks whether the kernel has nftables, and has it load the module.
+func (f *Firewall) present() error {
+	c, err := f.dial()
+	if err != nil {
+		return err
+	}
+	if _, err = c.ListTablesOfFamily(nftables.TableFamilyINet); err == nil {
+		return nil
+	}
+	f.hangUp()
+	if errors.Is(err, unix.EINVAL) { // so it says that a part of netfilter is not there
+		err = unix.EOPNOTSUPP
+	}
+	return fmt.Errorf("cannot reach nftables: %w", err)
 }
 
 // hangUp drops the connection after an error, with the answers that are still on it.

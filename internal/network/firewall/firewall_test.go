@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -83,5 +84,21 @@ func TestWrite(t *testing.T) {
 	}
 	if elems, err = c.GetSetElements(f.sets["links6"]); err != nil || len(elems) != 0 {
 		t.Errorf("links that were closed: %v %v", elems, err)
+	}
+}
+
+// A thousand networks, and then one more: what the kernel answers has room.
+func TestManyNetworks(t *testing.T) {
+	alone(t)
+	f := New("berth-test")
+	var nets []Network
+	for i := range 1000 {
+		nets = append(nets, Network{Bridge: fmt.Sprintf("br%d", i), Subnets: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i / 256), byte(i), 0}), 24)}, ICC: true, Masquerade: true})
+	}
+	if err := f.Restore(nets[1:], nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.SetNetwork(nets[0]); err != nil {
+		t.Fatal(err)
 	}
 }
