@@ -382,6 +382,9 @@ func (s Nets) change(_ context.Context, c *Container, r *Record, f func(fd int) 
 		return err
 	}
 	links, _ := s.links(r) // those that still run
+	if err := s.o.Networks.Relink(string(r.ID), opens(links)); err != nil {
+		return err
+	}
 	return s.rewriteHosts(r, eps, links)
 }
 

@@ -3,8 +3,8 @@ package network
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
+	"log/slog"
 	"net/netip"
 	"os"
 	"regexp"
@@ -65,11 +65,11 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if n.Driver == "" || n.Driver == "default" {
 		n.Driver = "bridge"
 	}
-	switch n.Driver {
-	case "bridge":
-	case "host", "null":
+	drv := drivers[n.Driver]
+	switch {
+	case n.Driver == "host" || n.Driver == "null":
 		return "", "", errs.New(errs.Forbidden, "only one instance of %q network is allowed", n.Driver)
-	default:
+	case drv == nil:
 		return "", "", errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", n.Driver)
 	}
 	if s.fault != nil {
@@ -80,20 +80,17 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if !n.EnableIPv4 && !n.EnableIPv6 {
 		return bad("IPv4 or IPv6 must be enabled")
 	}
-	if err := n.readOptions(); err != nil {
+	if err := drv.read(n); err != nil {
 		return "", "", err
 	}
-	if n.Bridge == "" {
-		n.Bridge = "br-" + n.ID[:12]
-	}
-	if n.MTU == 0 {
+	if n.MTU == 0 && n.Driver == "bridge" {
 		n.MTU = s.o.Config.MTU
 	}
 	s.mu.RLock()
 	_, taken := s.byName[n.Name]
 	for _, o := range s.nets {
-		if o.Bridge == n.Bridge {
-			err = errs.New(errs.Forbidden, "cannot create network %s (%s): conflicts with network %s (%s): networks have same bridge name", n.ID, n.Bridge, o.ID, o.Bridge)
+		if c := n.conflict(o); c != nil {
+			err = c
 		}
 	}
 	s.mu.RUnlock()
@@ -133,7 +130,7 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	s.add(n)
 	s.mu.Unlock()
 	err = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, "n/"+n.ID, n) })
-	if err == nil && s.fw != nil {
+	if err == nil && s.fw != nil && n.Driver == "bridge" {
 		err = advised(s.fw.SetNetwork(n.rules()))
 	}
 	if err != nil {
@@ -144,8 +141,9 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	return n.ID, "", nil
 }
 
-// readOptions takes the options of the bridge driver.
-func (n *Network) readOptions() error {
+// read takes the options of the bridge driver.
+func (bridgeDriver) read(n *Network) error {
+	n.Bridge = "br-" + n.ID[:12]
 	for k, v := range n.Options {
 		var err error
 		switch k {
@@ -158,17 +156,28 @@ func (n *Network) readOptions() error {
 			n.ICC, err = strconv.ParseBool(v)
 		case optMasq:
 			n.Masq, err = strconv.ParseBool(v)
-		case optMTU:
-			n.MTU, err = strconv.Atoi(v)
-			if err == nil && n.MTU < 0 {
-				err = errors.New("it is negative")
-			}
 		case optHostIP:
 			n.HostIP, err = netip.ParseAddr(v)
 		}
 		if err != nil {
 			return errs.New(errs.Invalid, "failed to parse %s value: %q (%v)", k, v, err)
 		}
+	}
+	return n.readMTU()
+}
+
+// readMTU takes the option that all drivers have.
+func (n *Network) readMTU() error {
+	v, ok := n.Options[optMTU]
+	if !ok {
+		return nil
+	}
+	var err error
+	if n.MTU, err = strconv.Atoi(v); err == nil && n.MTU < 0 {
+		err = errors.New("it is negative")
+	}
+	if err != nil {
+		return errs.New(errs.Invalid, "failed to parse %s value: %q (%v)", optMTU, v, err)
 	}
 	return nil
 }
@@ -303,22 +312,14 @@ func (n *Network) rules() firewall.Network {
 	return f
 }
 
-// bringUp makes the bridge. It is run at boot too.
+// bringUp makes what a network has on the host. It is run at boot too.
 func (s *Service) bringUp(n *Network) error {
-	if n.Driver != "bridge" {
-		return nil
-	}
-	if n.MTU == 0 {
-		n.MTU = bridge.DefaultMTU()
+	d := drivers[n.Driver]
+	if d == nil {
+		return errs.New(errs.NotFound, "there is no driver %s", n.Driver)
 	}
 	n.open()
-	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true, Apart: !n.ICC})
-	if err != nil {
-		return err
-	}
-	n.index = index
-	n.pool = newPool()
-	return nil
+	return d.up(s, n)
 }
 
 // takeDown removes what a network has on the host.
@@ -326,18 +327,11 @@ func (s *Service) takeDown(n *Network) {
 	if n.pool != nil {
 		n.pool.drain(n)
 	}
-	if s.fw != nil {
-		if err := s.fw.DropNetwork(n.Bridge); err != nil {
-			s.o.Log.Warn("cannot remove a network's rules", "network", n.Name, "error", err)
-		}
-	}
 	for _, c := range n.IPAM.Config {
 		s.space.Release(c.Subnet)
 	}
-	if n.Bridge != "" {
-		if err := bridge.Remove(n.Bridge); err != nil {
-			s.o.Log.Warn("cannot remove a bridge", "bridge", n.Bridge, "error", err)
-		}
+	if d := drivers[n.Driver]; d != nil {
+		d.down(s, n)
 	}
 }
 

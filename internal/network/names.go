@@ -20,7 +20,7 @@ const ResolverAddress = dns.Address
 // named reports whether containers find each other by name on a network: on
 // all but the default bridge, as in Docker.
 func (n *Network) named() bool {
-	return n.Driver == "bridge" && container.NetworkMode(n.Name).IsUserDefined()
+	return drivers[n.Driver] != nil && container.NetworkMode(n.Name).IsUserDefined()
 }
 
 // index is the names of each network's containers, by network and name. mu is held.
@@ -57,6 +57,9 @@ func networksOf(b *Sandbox) []string {
 	}
 	return out
 }
+
+// namer runs the containers' resolvers.
+type namer struct{ *Service }
 
 // view is the names that one container knows.
 type view struct {
@@ -179,21 +182,21 @@ func (u *upstream) get() []string {
 }
 
 // serveNames lets a container's resolver answer.
-func (s *Service) serveNames(b *Sandbox) {
+func (s namer) serveNames(b *Sandbox) {
 	if b.resolver != nil {
 		b.Resolver = b.resolver.Port()
-		s.dns.Serve(b.resolver, view{s, b.Container})
+		s.dns.Serve(b.resolver, view{s.Service, b.Container})
 	}
 }
 
 // reopenNames takes the resolver's sockets up again in the namespace of a container that
 // ran on while no engine answered.
-func (s *Service) reopenNames(b *Sandbox, ns int) {
+func (s namer) reopenNames(b *Sandbox, ns int) {
 	sockets, err := dns.Open(ns, b.Resolver)
 	if err != nil {
 		s.o.Log.Warn("cannot answer names for a container", "container", b.Container, "error", err)
 		return
 	}
 	b.resolver = sockets
-	s.dns.Serve(sockets, view{s, b.Container})
+	s.dns.Serve(sockets, view{s.Service, b.Container})
 }

@@ -85,8 +85,11 @@ type Network struct {
 	Masq   bool   `json:"masq,omitempty"`
 	HostIP netip.Addr
 
+	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
+	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
+
 	fault   error // why it cannot be used
-	index   int   // of the bridge
+	index   int   // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }

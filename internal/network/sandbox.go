@@ -159,7 +159,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		}
 		u.Add(func() { _ = s.fw.Shut(b.Links) })
 	}
-	s.serveNames(b)
+	(namer{s}).serveNames(b)
 	if err := s.keep(b); err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func (s *Service) Keep(pid func(container string) int) {
 		}
 		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
-			s.reopenNames(b, ns)
+			(namer{s}).reopenNames(b, ns)
 			_ = unix.Close(ns)
 		}
 	}
@@ -348,6 +348,9 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 		}
 		if e != nil && e.IPAMConfig != nil && n.Name == "bridge" && (e.IPAMConfig.IPv4Address.IsValid() || e.IPAMConfig.IPv6Address.IsValid()) {
 			return nil, errs.New(errs.Invalid, "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only")
+		}
+		if err := usable(n.Driver, e); err != nil {
+			return nil, err
 		}
 		out = append(out, asked{n, e})
 	}
@@ -408,10 +411,10 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		}
 	}()
 	in := n.iface(ep, gateway)
-	if err := bridge.Join(n.index, ns, in); err != nil {
+	if err := drivers[n.Driver].join(n, ns, in); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
-	ep.Host = in.Host
+	ep.Host, ep.MAC = in.Host, in.MAC
 	return ep, nil
 }
 
@@ -580,7 +583,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		if b.resolver, err = dns.Open(ns, 0); err != nil {
 			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
-		s.serveNames(b)
+		(namer{s}).serveNames(b)
 	}
 	if err := s.keep(b); err != nil {
 		return err
@@ -607,7 +610,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		return nil
 	}
 	ep := old.Endpoints[i]
-	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through, DNS: old.DNS, Resolver: old.Resolver, resolver: old.resolver}
+	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through, DNS: old.DNS, Resolver: old.Resolver, resolver: old.resolver, Links: old.Links}
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
 	switch {
 	case i == old.Through:

@@ -1,15 +1,20 @@
 package client
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/enginetest"
 )
@@ -260,6 +265,113 @@ func TestReadyAddressesYield(t *testing.T) {
 	c.Must("network", "connect", "narrow", "w2")
 	c.Must("rm", "-f", "w2", "w3", "w4", "w5", "w6", "w7", "n0", "n1", "n2", "n4")
 	c.Must("network", "rm", "wide", "narrow")
+}
+
+// Containers on an interface of the host: machines beside it on the wire. Another host is
+// a namespace at the other end of a veth pair.
+func TestMacvlan(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	runtime.LockOSThread()    // never unlocked: the thread ends with the test
+	other, err := netns.New() // this thread is in it now
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	setup := func(name, addr string) error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if addr != "" {
+			a, err := netlink.ParseAddr(addr)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(link, a); err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(link)
+	}
+	if err := e.Inside(func() error {
+		la := netlink.NewLinkAttrs()
+		la.Name = "wire"
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "far", PeerNamespace: netlink.NsFd(other)}); err != nil {
+			return err
+		}
+		return setup("wire", "")
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := setup("far", "10.55.0.1/24"); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []step{
+		{"network create -d macvlan -o parent=wire -o macvlan_mode=odd m", "", "requested macvlan mode 'odd' is not valid, 'bridge' mode is the macvlan driver default", 1},
+		{"network create -d macvlan -o parent=none m", "", "invalid subinterface vlan name none, example formatting is eth0.10", 1},
+		{"network create -d macvlan -o parent=wire.5000 m", "", "vlan id must be between 1-4094, received: 5000", 1},
+		{"network create -d macvlan -o parent=gone.5 m", "", "-o parent interface was not found on the host: gone", 1},
+		{"network create -d ipvlan -o parent=wire -o ipvlan_mode=l4 m", "", "requested ipvlan mode 'l4' is not valid, 'l2' mode is the ipvlan driver default", 1},
+		{"network create -d nothing m", "", "could not find plugin nothing in v1 plugin registry: plugin not found", 1},
+	} {
+		s.run(t, c)
+	}
+	c.Must("network", "create", "-d", "macvlan", "-o", "parent=wire", "--subnet", "10.55.0.0/24", "--gateway", "10.55.0.1", "lan")
+	c.Must("run", "-d", "--name", "one", "--network", "lan", "--ip", "10.55.0.9", "--mac-address", "02:42:00:00:55:09", img, "sleep", "1000")
+	c.Must("run", "-d", "--name", "two", "--network", "lan", img, "sleep", "1000")
+	for _, target := range []string{"two", "10.55.0.1", "one.lan"} { // a neighbour by name, the other host, itself
+		if r := c.Run("exec", "one", "ping", "-c", "1", "-W", "2", target); r.Code != 0 {
+			t.Errorf("ping %s: %+v", target, r)
+		}
+	}
+	if got := c.Must("exec", "one", "ip", "route"); !strings.Contains(got, "default via 10.55.0.1") {
+		t.Errorf("routes: %s", got)
+	}
+	if got := c.Must("exec", "one", "cat", "/sys/class/net/eth0/address"); got != "02:42:00:00:55:09" {
+		t.Errorf("hardware address: %s", got)
+	}
+	e.Kill9Daemon()
+	e.StartDaemon()
+	if r := c.Run("exec", "two", "ping", "-c", "1", "-W", "2", "one"); r.Code != 0 {
+		t.Errorf("ping a after the engine was killed: %+v", r)
+	}
+	c.Must("rm", "-f", "one", "two")
+	step{"network create -d macvlan -o parent=wire -o macvlan_mode=passthru p", "", "is already using parent interface wire", 1}.run(t, c)
+	c.Must("network", "rm", "lan")
+
+	// A VLAN of the interface is made, and goes with its last network: where the kernel has
+	// VLANs. Where not, the words say so and nothing is left.
+	create := []string{"network", "create", "-d", "macvlan", "-o", "parent=wire.7", "--subnet", "10.56.0.0/24", "tagged"}
+	if err := e.Inside(func() error {
+		wire, err := netlink.LinkByName("wire")
+		if err != nil {
+			return err
+		}
+		la := netlink.NewLinkAttrs()
+		la.Name, la.ParentIndex = "probe", wire.Attrs().Index
+		probe := &netlink.Vlan{LinkAttrs: la, VlanId: 8, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
+		if err := netlink.LinkAdd(probe); err != nil {
+			return err
+		}
+		return netlink.LinkDel(probe)
+	}); errors.Is(err, unix.EOPNOTSUPP) {
+		step{strings.Join(create, " "), "", "operation not supported: this kernel does not have that kind of interface, or its module is not loaded", 1}.run(t, c)
+		return
+	}
+	c.Must(create...)
+	has := func(name string) bool {
+		return e.Inside(func() error { _, err := netlink.LinkByName(name); return err }) == nil
+	}
+	if !has("wire.7") {
+		t.Error("no VLAN interface")
+	}
+	c.Must("run", "--rm", "--network", "tagged", img, "ip", "addr", "show", "eth0")
+	c.Must("network", "rm", "tagged")
+	if has("wire.7") || !has("wire") {
+		t.Error("the parent interfaces are wrong")
+	}
 }
 
 // Links by their names: what they open where containers may not speak with each other, what

@@ -1,0 +1,164 @@
+package network
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/moby/moby/api/types/network"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/network/bridge"
+	"berth.dev/berth/internal/network/vlan"
+)
+
+// driver is how networks of one kind are made. The address management, names, and
+// what a container asks for are the same for all.
+type driver interface {
+	// read takes the options of a new network.
+	read(n *Network) error
+	// up makes what the network needs on the host; at boot too.
+	up(s *Service, n *Network) error
+	// down removes it.
+	down(s *Service, n *Network)
+	// join makes an interface on the network in a namespace.
+	join(n *Network, ns int, in *bridge.Interface) error
+}
+
+// drivers are those whose networks users can make.
+var drivers = map[string]driver{"bridge": bridgeDriver{}, "macvlan": vlanDriver{}, "ipvlan": vlanDriver{ip: true}}
+
+// bridgeDriver connects containers by a bridge, to each other and by address translation to the world.
+type bridgeDriver struct{}
+
+func (bridgeDriver) up(s *Service, n *Network) error {
+	if n.MTU == 0 {
+		n.MTU = bridge.DefaultMTU()
+	}
+	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: true, Apart: !n.ICC})
+	if err != nil {
+		return err
+	}
+	n.index = index
+	n.pool = newPool()
+	return nil
+}
+
+func (bridgeDriver) down(s *Service, n *Network) {
+	if s.fw != nil {
+		if err := s.fw.DropNetwork(n.Bridge); err != nil {
+			s.o.Log.Warn("cannot remove a network's rules", "network", n.Name, "error", err)
+		}
+	}
+	if err := bridge.Remove(n.Bridge); err != nil {
+		s.o.Log.Warn("cannot remove a bridge", "bridge", n.Bridge, "error", err)
+	}
+}
+
+func (bridgeDriver) join(n *Network, ns int, in *bridge.Interface) error {
+	return bridge.Join(n.index, ns, in)
+}
+
+// vlanDriver puts containers onto an interface of the host.
+type vlanDriver struct{ ip bool }
+
+const (
+	optParent  = "parent"
+	optMacMode = "macvlan_mode"
+	optIPMode  = "ipvlan_mode"
+	optIPFlag  = "ipvlan_flag"
+)
+
+func (d vlanDriver) kind(n *Network) vlan.Kind {
+	if d.ip {
+		return vlan.Kind{IP: true, Mode: n.Options[optIPMode], Flag: n.Options[optIPFlag]}
+	}
+	return vlan.Kind{Mode: n.Options[optMacMode]}
+}
+
+func (d vlanDriver) read(n *Network) error {
+	if err := d.kind(n).Check(); err != nil {
+		return errs.New(errs.Invalid, "%v", err)
+	}
+	n.Parent = n.Options[optParent]
+	if n.Parent == "" { // one that leads nowhere: the network is for its containers only
+		n.Parent, n.Internal = "dm-"+n.ID[:12], true
+		n.Options[optParent] = n.Parent
+	}
+	if n.Parent == "lo" {
+		return errs.New(errs.Invalid, "loopback interface is not a valid %s parent link", n.Driver)
+	}
+	return n.readMTU()
+}
+
+// exclusive refuses a second network on a parent where the modes leave no room for it.
+func (d vlanDriver) exclusive(n, other *Network) error {
+	if other.Parent != n.Parent || other.Parent == "" {
+		return nil
+	}
+	const pass = "passthru"
+	if d.ip || other.Driver != n.Driver || n.Options[optMacMode] == pass || other.Options[optMacMode] == pass {
+		return errs.New(errs.Forbidden, "network %s is already using parent interface %s", other.ID, n.Parent)
+	}
+	return nil
+}
+
+func (d vlanDriver) up(_ *Service, n *Network) error {
+	index, made, err := vlan.Parent(n.Parent)
+	if err != nil {
+		return err
+	}
+	n.index, n.OwnParent = index, n.OwnParent || made
+	return nil
+}
+
+func (d vlanDriver) down(s *Service, n *Network) {
+	if !n.OwnParent {
+		return
+	}
+	for _, o := range s.all() {
+		if o != n && o.Parent == n.Parent {
+			o.OwnParent = true // the last one removes it
+			return
+		}
+	}
+	if err := bridge.Remove(n.Parent); err != nil {
+		s.o.Log.Warn("cannot remove a parent interface", "interface", n.Parent, "error", err)
+	}
+}
+
+func (d vlanDriver) join(n *Network, ns int, in *bridge.Interface) error {
+	k := d.kind(n)
+	if k.Routed() {
+		in.Gateways = nil
+		for _, a := range in.Addrs {
+			world := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			if a.Addr().Is6() {
+				world = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			}
+			in.Routes = append(in.Routes, world)
+		}
+	}
+	if d.ip {
+		in.MAC = net.HardwareAddr{}
+	}
+	return vlan.Join(n.index, ns, k, in)
+}
+
+// conflict refuses a network that another one leaves no room for on the host.
+func (n *Network) conflict(o *Network) error {
+	if n.Bridge != "" && o.Bridge == n.Bridge {
+		return errs.New(errs.Forbidden, "cannot create network %s (%s): conflicts with network %s (%s): networks have same bridge name", n.ID, n.Bridge, o.ID, o.Bridge)
+	}
+	if d, ok := drivers[n.Driver].(vlanDriver); ok {
+		return d.exclusive(n, o)
+	}
+	return nil
+}
+
+// usable refuses what a driver does not do.
+func usable(name string, e *network.EndpointSettings) error {
+	if name == "ipvlan" && e != nil && len(e.MacAddress) > 0 {
+		return errs.New(errs.Invalid, "invalid endpoint settings:\nan ipvlan interface has the hardware address of its parent")
+	}
+	return nil
+}
