@@ -3,8 +3,8 @@ package network
 import (
 	"context"
 	"errors"
-	"maps"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"regexp"
