@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/events"
 	"golang.org/x/sys/unix"
@@ -88,10 +89,38 @@ func (s Streams) Attach(ctx context.Context, ref string, o AttachOptions, hijack
 	if !spec.Stdin || !cfg.Tty && o.DetachKeys == "" {
 		keys = nil
 	}
-	if errors.Is(pump(ctx, conn, local, keys, spec.Stdin), errDetached) {
+	if errors.Is(pump(ctx, &endConn{Conn: conn, c: c, gone: ctx.Done()}, local, keys, spec.Stdin), errDetached) {
 		s.event(c, events.ActionDetach)
 	}
 	return nil
+}
+
+// endConn holds the end of a container's stream back until its exit is recorded:
+// clients ask for the exit code as soon as they have seen the end.
+type endConn struct {
+	Conn
+	c    *Container
+	gone <-chan struct{}
+}
+
+// ReadFrom leaves the copying to the connection, which may know a shorter way.
+func (e *endConn) ReadFrom(src io.Reader) (int64, error) { return io.Copy(e.Conn, src) }
+
+func (e *endConn) CloseWrite() error {
+	ended := e.c.exitChan()
+	if ended == nil {
+		e.c.mu.Lock() // its end may be faster than the start that is still at work
+		ended = e.c.exitChan()
+		e.c.mu.Unlock()
+	}
+	if ended != nil {
+		select {
+		case <-ended:
+		case <-e.gone:
+		case <-time.After(time.Second): // it closed its output and runs on
+		}
+	}
+	return e.Conn.CloseWrite()
 }
 
 // attach gives fd to the running process, or keeps it for the next start. It is

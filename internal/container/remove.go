@@ -38,18 +38,24 @@ func (s *Service) Remove(ctx context.Context, ref string, o RemoveOptions) error
 	case st.Phase == Restarting && !o.Force:
 		return errs.New(errs.Conflict, "cannot remove container %q: container is restarting: stop the container before removing or force remove", "/"+c.Record().Name)
 	}
-	if ended := c.exitChan(); ended != nil {
-		s.markStopped(c)
-		if err := s.signal(context.WithoutCancel(ctx), c, unix.SIGKILL); err != nil {
-			return err
+	for {
+		if ended := c.exitChan(); ended != nil {
+			s.markStopped(c)
+			if err := s.signal(context.WithoutCancel(ctx), c, unix.SIGKILL); err != nil {
+				return err
+			}
+			select {
+			case <-ended:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
-		select {
-		case <-ended:
-		case <-ctx.Done():
-			return ctx.Err()
+		c.mu.Lock()
+		if !o.Force || !c.Status().Phase.Running() {
+			break
 		}
+		c.mu.Unlock() // its restart was under way
 	}
-	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isGone() {
 		return nil // --rm was faster

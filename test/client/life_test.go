@@ -324,3 +324,15 @@ func TestVersions(t *testing.T) {
 		}
 	}
 }
+
+// A removal that comes while a restart policy starts the container once more.
+func TestRemoveRestarting(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("berth")
+	for i := range 24 {
+		c.Must("run", "-d", "--name", "again", "--restart", "always", img, "false")
+		time.Sleep(time.Duration(95+i%12) * time.Millisecond) // the first restart comes after 100 ms
+		c.Must("rm", "-f", "again")
+	}
+}

@@ -130,6 +130,35 @@ func TestOtherClients(t *testing.T) {
 	}
 }
 
+// Whoever sees the end of a container's output may ask for its exit code at once.
+func TestEndOfOutput(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	for i := range 30 {
+		name := fmt.Sprintf("ends%d", i)
+		e.Docker("create", "--name", name, img, "sh", "-c", "exit 7")
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", e.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST /containers/%s/attach?stream=1&stdout=1 HTTP/1.1\r\nHost: berth\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n", name)
+		out := bufio.NewReader(conn)
+		if line, err := out.ReadString('\n'); err != nil || !strings.Contains(line, "101") {
+			t.Fatalf("attach: %q %v", line, err)
+		}
+		if code, text := e.Call(http.MethodPost, "/containers/"+name+"/start", nil, nil); code != 204 {
+			t.Fatalf("start: %d %s", code, text)
+		}
+		_, _ = io.Copy(io.Discard, out)
+		conn.Close()
+		var got struct{ State struct{ ExitCode int } }
+		if code, text := e.Call(http.MethodGet, "/containers/"+name+"/json", nil, &got); code != 200 || got.State.ExitCode != 7 {
+			t.Errorf("exit code at the end of the output: %d (%d %s)", got.State.ExitCode, code, text)
+		}
+		e.Docker("rm", "-f", name)
+	}
+}
+
 // What the API answers to requests that make no sense, and to those that come too late.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
