@@ -95,8 +95,10 @@ func bind(k portKey) (int, error) {
 	case unix.IPPROTO_SCTP:
 		return -1, nil // not every kernel has it; the firewall needs none
 	}
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(k.port), Addr: k.host.Unmap().As4()}
-	if k.host.Is6() {
+	var sa unix.Sockaddr
+	if k.host.Is4() {
+		sa = &unix.SockaddrInet4{Port: int(k.port), Addr: k.host.As4()}
+	} else {
 		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(k.port), Addr: k.host.As16()}
 	}
 	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, 0)
@@ -218,6 +220,16 @@ func (s publisher) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []
 			s.unpublish(a.Container, done)
 		}
 	}()
+	// Those that name a host port first: else one of the others may be given it.
+	slices.SortStableFunc(list, func(x, y want) int {
+		switch {
+		case x.first != 0 && y.first == 0:
+			return -1
+		case x.first == 0 && y.first != 0:
+			return 1
+		}
+		return 0
+	})
 	chosen := map[[2]uint16]uint16{} // proto, container port → ephemeral port, one for both families
 	for _, w := range list {
 		id := [2]uint16{uint16(w.proto), w.port}
@@ -232,6 +244,40 @@ func (s publisher) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []
 		done = append(done, b)
 	}
 	return done, nil
+}
+
+// expose publishes the ports of a sandbox by the first of its endpoints, from at on, that can.
+func (s publisher) expose(b *Sandbox, a *Attachment, at int) error {
+	for i := at; i < len(b.Endpoints); i++ {
+		n, err := s.find(b.Endpoints[i].Network)
+		if err != nil || n.Driver != "bridge" || n.Internal {
+			continue
+		}
+		list, err := s.publish(a, b.Endpoints[i], n.HostIP)
+		if err != nil {
+			return err
+		}
+		b.Bindings, b.Through = list, i
+		if s.fw != nil && len(list) > 0 {
+			if err := s.fw.Publish(b.mappings()); err != nil {
+				s.unpublish(b.Container, list)
+				b.Bindings = nil
+				return errs.Wrap(errs.Internal, err, "failed to set up container networking")
+			}
+		}
+		return nil
+	}
+	return nil
+}
+
+// withdraw is the opposite of expose.
+func (s publisher) withdraw(b *Sandbox) {
+	if s.fw != nil && len(b.Bindings) > 0 {
+		if err := s.fw.Withdraw(b.mappings()); err != nil {
+			s.o.Log.Warn("cannot withdraw published ports", "container", b.Container, "error", err)
+		}
+	}
+	s.unpublish(b.Container, b.Bindings)
 }
 
 // take finds a free port for w and holds it.
