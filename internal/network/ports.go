@@ -133,13 +133,16 @@ type want struct {
 	port        uint16
 	host        netip.Addr
 	first, last uint16 // 0: any
+	of          int    // which binding it comes from: one for both families gets one port
 }
 
 // wanted reads the bindings of a container, in a stable order.
 func (s publisher) wanted(a *Attachment, ep *Endpoint, hostIP netip.Addr) ([]want, error) {
 	var out []want
+	asked := 0
 	add := func(p network.Port, b network.PortBinding) error {
-		w := want{proto: protocols[p.Proto()], port: p.Num(), host: b.HostIP}
+		asked++
+		w := want{proto: protocols[p.Proto()], port: p.Num(), host: b.HostIP, of: asked}
 		if b.HostPort != "" {
 			lo, hi, isRange := strings.Cut(b.HostPort, "-")
 			first, err := strconv.ParseUint(lo, 10, 16)
@@ -230,17 +233,16 @@ func (s publisher) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []
 		}
 		return 0
 	})
-	chosen := map[[2]uint16]uint16{} // proto, container port → ephemeral port, one for both families
+	chosen := map[int]uint16{}
 	for _, w := range list {
-		id := [2]uint16{uint16(w.proto), w.port}
-		if w.first == 0 && chosen[id] != 0 {
-			w.first, w.last = chosen[id], chosen[id]
+		if port := chosen[w.of]; port != 0 {
+			w.first, w.last = port, port
 		}
 		b, err := s.ports.take(a.Container, w)
 		if err != nil {
 			return nil, errs.New(errs.KindOf(err), "failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %v", ep.Container, ep.ID, err)
 		}
-		chosen[id] = b.Host.Port()
+		chosen[w.of] = b.Host.Port()
 		done = append(done, b)
 	}
 	return done, nil
