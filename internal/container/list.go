@@ -10,6 +10,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
@@ -64,6 +65,10 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 			return nil, err
 		}
 	}
+	ports, err := portsOf(f)
+	if err != nil {
+		return nil, err
+	}
 	ancestors := s.ancestors(ctx, f)
 	list := s.all()
 	slices.SortFunc(list, func(a, b *Container) int { return b.Record().Created.Compare(a.Record().Created) })
@@ -86,6 +91,9 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 			continue
 		}
 		sum := s.summary(r, st)
+		if !ports.matches(r, sum.Ports) {
+			continue
+		}
 		sum.Health = &container.HealthSummary{Status: st.healthStatus()}
 		if h := c.health.Load(); h != nil && st.Health != "" {
 			sum.Health.FailingStreak = h.FailingStreak
@@ -136,21 +144,47 @@ func matches(f filter.Args, r *Record, st *Status) bool {
 	}) {
 		return false
 	}
-	for _, key := range []string{"expose", "publish"} {
-		if !f.Has(key) {
-			continue
-		}
-		found := false
-		for p := range r.Config.ExposedPorts {
-			if key == "expose" && (slices.Contains(f[key], p.String()) || slices.Contains(f[key], strconv.Itoa(int(p.Num())))) {
-				found = true
+	return true
+}
+
+// portFilter is what the filters "expose" and "publish" let through: one of the
+// container's ports, or of the host's ports that lead to it. The zero value is no filter.
+type portFilter struct{ exposed, published []network.PortRange }
+
+func portsOf(f filter.Args) (portFilter, error) {
+	var out portFilter
+	for key, list := range map[string]*[]network.PortRange{"expose": &out.exposed, "publish": &out.published} {
+		for _, v := range f[key] {
+			if strings.Contains(v, ":") {
+				return out, errs.New(errs.Invalid, "filter for '%s' should not contain ':': %s", key, v)
 			}
-		}
-		if !found {
-			return false
+			r, err := network.ParsePortRange(v)
+			if err != nil {
+				return out, errs.New(errs.Invalid, "error while looking up for %s %s: %v", key, v, err)
+			}
+			*list = append(*list, r)
 		}
 	}
-	return true
+	return out, nil
+}
+
+func (p portFilter) matches(r *Record, ports []container.PortSummary) bool {
+	in := func(list []network.PortRange, num uint16, proto string) bool {
+		return slices.ContainsFunc(list, func(r network.PortRange) bool {
+			return string(r.Proto()) == proto && r.Start() <= num && num <= r.End()
+		})
+	}
+	for port := range r.Config.ExposedPorts {
+		if in(p.exposed, port.Num(), string(port.Proto())) {
+			return true
+		}
+	}
+	for _, s := range ports {
+		if in(p.published, s.PublicPort, s.Type) || in(p.exposed, s.PrivatePort, s.Type) {
+			return true
+		}
+	}
+	return len(p.exposed)+len(p.published) == 0
 }
 
 // networkName is the network that a container is on, as a user calls it, for

@@ -493,20 +493,15 @@ func cutHost(h string) (name, ip string, ok bool) {
 
 // isOn reports whether a container is on one of the networks, named by name or id.
 func (s Nets) isOn(r *Record, refs []string) bool {
-	var have []string
-	if !s.own(r) {
-		have = append(have, networkName(r), s.o.Networks.ID(networkName(r)))
+	on := func(id, name string) bool {
+		return slices.ContainsFunc(refs, func(ref string) bool { return ref == name || ref != "" && strings.HasPrefix(id, ref) })
+	}
+	if !s.own(r) && on(s.o.Networks.ID(networkName(r)), networkName(r)) {
+		return true
 	}
 	for k := range s.networks(r) {
-		if id, name, err := s.o.Networks.Resolve(k); err == nil {
-			have = append(have, id, name)
-		}
-	}
-	for _, ref := range refs {
-		for _, h := range have {
-			if ref == h || len(ref) >= 12 && strings.HasPrefix(h, ref) {
-				return true
-			}
+		if id, name, err := s.o.Networks.Resolve(k); err == nil && on(id, name) {
+			return true
 		}
 	}
 	return false

@@ -311,14 +311,31 @@ func TestListFilters(t *testing.T) {
 		`{"label":["a"]}`: true, `{"label":["a=1"]}`: true, `{"label":["a=2"]}`: false, `{"label":["a","c"]}`: false, `{"label":["b="]}`: true,
 		`{"volume":["/srv"]}`: true, `{"volume":["/data"]}`: true, `{"volume":["/x"]}`: false,
 		`{"expose":["80/tcp"]}`: true, `{"expose":["80"]}`: true, `{"expose":["81"]}`: false, `{"is-task":["true"]}`: false, `{"is-task":["false"]}`: true,
+		`{"expose":["79-81"]}`: true, `{"expose":["80/udp"]}`: false, `{"expose":["90/udp"]}`: true, `{"expose":["81"],"publish":["1090/udp"]}`: true,
+		`{"publish":["1090/udp"]}`: true, `{"publish":["1000-1090/udp"]}`: true, `{"publish":["1090"]}`: false, `{"publish":["80","90/udp"]}`: false,
 		`{"name":["["]}`: false, `{"status":{"running":true}}`: true,
 	} {
 		f, err := filter.Parse(in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := matches(f, r, st); got != want {
+		ports, err := portsOf(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := matches(f, r, st) && ports.matches(r, []container.PortSummary{{PrivatePort: 90, PublicPort: 1090, Type: "udp"}}); got != want {
 			t.Errorf("%s: %v", in, got)
+		}
+	}
+	for in, want := range map[string]string{
+		`{"publish":["1:2"]}`: "filter for 'publish' should not contain ':': 1:2", `{"expose":["x"]}`: "error while looking up for expose x: ",
+	} {
+		f, err := filter.Parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := portsOf(f); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", in, err, want)
 		}
 	}
 }
