@@ -47,6 +47,13 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	if err != nil {
 		return none, err
 	}
+	if req.NetworkingConfig != nil {
+		for name, e := range req.NetworkingConfig.EndpointsConfig {
+			if err := s.o.Networks.CheckSettings(name, e, false); err != nil {
+				return none, errs.New(errs.Invalid, "invalid config for network %s: %w", name, err)
+			}
+		}
+	}
 	img, err := s.o.Images.Resolve(ctx, cfg.Image)
 	if err != nil {
 		return none, err

@@ -32,7 +32,7 @@ func (s Nets) own(r *Record) bool {
 // given.
 func (s Nets) mainNetwork(r *Record) string {
 	m := r.HostConfig.NetworkMode
-	if m == "" || m.IsDefault() {
+	if m == "" || m.IsDefault() || m.IsBridge() { // without a default bridge it is none
 		return s.o.Networks.DefaultName()
 	}
 	return string(m)
@@ -291,7 +291,10 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 	case m.IsNone() && !r.Left["none"], name == "none":
 		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	case name == "host":
-		return errs.New(errs.Forbidden, "container cannot be connected to network %s", name)
+		return errs.New(errs.Forbidden, "cannot connect container to host network - container must be created in host network mode")
+	}
+	if err := s.o.Networks.CheckSettings(name, req.EndpointConfig, true); err != nil {
+		return err
 	}
 	now := s.networks(&r)
 	for k := range now {
@@ -335,7 +338,7 @@ func (s Nets) Disconnect(ctx context.Context, ref string, req network.Disconnect
 	defer c.mu.Unlock()
 	r := *c.Record()
 	if r.HostConfig.NetworkMode.IsHost() && name == "host" {
-		return errs.New(errs.Forbidden, "container cannot be disconnected from host network - container is created in host network mode")
+		return errs.New(errs.Forbidden, "cannot disconnect container from host network - container was created in host network mode")
 	}
 	cfg := &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{}}
 	found := false

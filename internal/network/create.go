@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,16 +34,16 @@ const (
 	optPrefix  = "com.docker.network.container_iface_prefix"
 )
 
-var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
-
 // Create makes a network.
 func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string, warning string, err error) {
 	bad := func(format string, args ...any) (string, string, error) {
 		return "", "", errs.New(errs.Invalid, format, args...)
 	}
 	switch {
-	case !validName.MatchString(r.Name):
-		return bad("invalid network name: %s: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", r.Name)
+	case strings.TrimSpace(r.Name) == "":
+		return bad("invalid name: name is empty")
+	case strings.TrimSpace(r.Name) != r.Name:
+		return bad("invalid name: leading and trailing blanks are not allowed: %q", r.Name)
 	case r.Name == "bridge" || r.Name == "host" || r.Name == "none" || r.Name == "default" || r.Name == "container":
 		return "", "", errs.New(errs.Forbidden, "operation is not permitted on predefined %s network ", r.Name)
 	case r.Scope != "" && r.Scope != "local":
@@ -259,6 +258,9 @@ func (s *Service) allocate(n *Network) (err error) {
 			return err
 		}
 	}
+	slices.SortStableFunc(n.IPAM.Config, func(x, y network.IPAMConfig) int { // IPv4 first, as Docker shows them
+		return x.Subnet.Addr().BitLen() - y.Subnet.Addr().BitLen()
+	})
 	for i := range n.IPAM.Config {
 		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") {
 			c.Gateway = c.Subnet.Addr().Next()

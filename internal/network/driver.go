@@ -4,8 +4,6 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/moby/moby/api/types/network"
-
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/vlan"
@@ -151,14 +149,6 @@ func (n *Network) conflict(o *Network) error {
 	}
 	if d, ok := drivers[n.Driver].(vlanDriver); ok {
 		return d.exclusive(n, o)
-	}
-	return nil
-}
-
-// usable refuses what a driver does not do.
-func usable(name string, e *network.EndpointSettings) error {
-	if name == "ipvlan" && e != nil && len(e.MacAddress) > 0 {
-		return errs.New(errs.Invalid, "invalid endpoint settings:\nan ipvlan interface has the hardware address of its parent")
 	}
 	return nil
 }

@@ -95,8 +95,10 @@ func bind(k portKey) (int, error) {
 	case unix.IPPROTO_SCTP:
 		return -1, nil // not every kernel has it; the firewall needs none
 	}
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(k.port), Addr: k.host.Unmap().As4()}
-	if k.host.Is6() {
+	var sa unix.Sockaddr
+	if k.host.Is4() {
+		sa = &unix.SockaddrInet4{Port: int(k.port), Addr: k.host.As4()}
+	} else {
 		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(k.port), Addr: k.host.As16()}
 	}
 	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, 0)
@@ -131,13 +133,16 @@ type want struct {
 	port        uint16
 	host        netip.Addr
 	first, last uint16 // 0: any
+	of          int    // which binding it comes from: one for both families gets one port
 }
 
 // wanted reads the bindings of a container, in a stable order.
 func (s publisher) wanted(a *Attachment, ep *Endpoint, hostIP netip.Addr) ([]want, error) {
 	var out []want
+	asked := 0
 	add := func(p network.Port, b network.PortBinding) error {
-		w := want{proto: protocols[p.Proto()], port: p.Num(), host: b.HostIP}
+		asked++
+		w := want{proto: protocols[p.Proto()], port: p.Num(), host: b.HostIP, of: asked}
 		if b.HostPort != "" {
 			lo, hi, isRange := strings.Cut(b.HostPort, "-")
 			first, err := strconv.ParseUint(lo, 10, 16)
@@ -218,20 +223,63 @@ func (s publisher) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []
 			s.unpublish(a.Container, done)
 		}
 	}()
-	chosen := map[[2]uint16]uint16{} // proto, container port → ephemeral port, one for both families
+	// Those that name a host port first: else one of the others may be given it.
+	slices.SortStableFunc(list, func(x, y want) int {
+		switch {
+		case x.first != 0 && y.first == 0:
+			return -1
+		case x.first == 0 && y.first != 0:
+			return 1
+		}
+		return 0
+	})
+	chosen := map[int]uint16{}
 	for _, w := range list {
-		id := [2]uint16{uint16(w.proto), w.port}
-		if w.first == 0 && chosen[id] != 0 {
-			w.first, w.last = chosen[id], chosen[id]
+		if port := chosen[w.of]; port != 0 {
+			w.first, w.last = port, port
 		}
 		b, err := s.ports.take(a.Container, w)
 		if err != nil {
 			return nil, errs.New(errs.KindOf(err), "failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %v", ep.Container, ep.ID, err)
 		}
-		chosen[id] = b.Host.Port()
+		chosen[w.of] = b.Host.Port()
 		done = append(done, b)
 	}
 	return done, nil
+}
+
+// expose publishes the ports of a sandbox by the first of its endpoints, from at on, that can.
+func (s publisher) expose(b *Sandbox, a *Attachment, at int) error {
+	for i := at; i < len(b.Endpoints); i++ {
+		n, err := s.find(b.Endpoints[i].Network)
+		if err != nil || n.Driver != "bridge" || n.Internal {
+			continue
+		}
+		list, err := s.publish(a, b.Endpoints[i], n.HostIP)
+		if err != nil {
+			return err
+		}
+		b.Bindings, b.Through = list, i
+		if s.fw != nil && len(list) > 0 {
+			if err := s.fw.Publish(b.mappings()); err != nil {
+				s.unpublish(b.Container, list)
+				b.Bindings = nil
+				return errs.Wrap(errs.Internal, err, "failed to set up container networking")
+			}
+		}
+		return nil
+	}
+	return nil
+}
+
+// withdraw is the opposite of expose.
+func (s publisher) withdraw(b *Sandbox) {
+	if s.fw != nil && len(b.Bindings) > 0 {
+		if err := s.fw.Withdraw(b.mappings()); err != nil {
+			s.o.Log.Warn("cannot withdraw published ports", "container", b.Container, "error", err)
+		}
+	}
+	s.unpublish(b.Container, b.Bindings)
 }
 
 // take finds a free port for w and holds it.

@@ -68,6 +68,7 @@ type Sandbox struct {
 	Endpoints []*Endpoint
 	Bindings  []Binding
 	Links     []firewall.Link // what the firewall lets through for it
+	Ports     *Ports          `json:",omitempty"` // what it asks to have published, nil for nothing
 	Through   int             // index of the endpoint that ports are published by
 	DNS       []string        // resolvers of its own
 	Resolver  uint16          // port of its resolver, 0 for none
@@ -75,6 +76,22 @@ type Sandbox struct {
 	resolver *dns.Sockets
 
 	fd int // of the namespace; the caller's from Attach
+}
+
+// Ports are the ports that a container asks to have published.
+type Ports struct {
+	Asked   network.PortMap
+	Exposed network.PortSet
+	All     bool // what is exposed, too
+}
+
+// attachment is as much of a sandbox's request as its ports depend on.
+func (b *Sandbox) attachment() *Attachment {
+	a := &Attachment{Container: b.Container}
+	if p := b.Ports; p != nil {
+		a.Ports, a.Exposed, a.PublishAll = p.Asked, p.Exposed, p.All
+	}
+	return a
 }
 
 // FD is the descriptor of the sandbox's namespace, once: the caller closes it.
@@ -135,23 +152,12 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			e.Names = append(e.Names, o.Aliases...)
 		}
 	}
-	for i, o := range order {
-		if o.net.Driver == "bridge" && !o.net.Internal {
-			b.Through = i
-			if b.Bindings, err = (publisher{s}).publish(a, b.Endpoints[i], o.net.HostIP); err != nil {
-				return nil, err
-			}
-			break
-		}
+	if err := (publisher{s}).expose(b, a, 0); err != nil {
+		return nil, err
 	}
-	if len(b.Bindings) > 0 {
-		u.Add(func() { (publisher{s}).unpublish(a.Container, b.Bindings) })
-		if s.fw != nil {
-			if err := s.fw.Publish(b.mappings()); err != nil {
-				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
-			}
-			u.Add(func() { _ = s.fw.Withdraw(b.mappings()) })
-		}
+	u.Add(func() { (publisher{s}).withdraw(b) })
+	if len(a.Ports) > 0 || a.PublishAll {
+		b.Ports = &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
 	}
 	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
 		if err := s.fw.Open(b.Links); err != nil {
@@ -248,17 +254,12 @@ func (s *Service) Release(container string) {
 		return
 	}
 	b.closeResolver()
-	if s.fw != nil && len(b.Bindings) > 0 {
-		if err := s.fw.Withdraw(b.mappings()); err != nil {
-			s.o.Log.Warn("cannot withdraw published ports", "container", container, "error", err)
-		}
-	}
+	(publisher{s}).withdraw(b)
 	if s.fw != nil {
 		if err := s.fw.Shut(b.Links); err != nil {
 			s.o.Log.Warn("cannot close what links had opened", "container", container, "error", err)
 		}
 	}
-	(publisher{s}).unpublish(container, b.Bindings)
 	for _, e := range b.Endpoints {
 		n, err := s.find(e.Network)
 		if err != nil {
@@ -331,6 +332,14 @@ func (a asked) plain() bool {
 	return a.net.Driver == "bridge" && (e == nil || e.IPAMConfig == nil && len(e.MacAddress) == 0 && len(e.DriverOpts) == 0)
 }
 
+// priority is how much a network wants to be that of the default route.
+func priority(e *network.EndpointSettings) int {
+	if e == nil {
+		return 0
+	}
+	return e.GwPriority
+}
+
 // order resolves and sorts the networks of a container: the one of the default
 // route first.
 func (s *Service) order(a *Attachment) ([]asked, error) {
@@ -346,23 +355,13 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 			}
 			return nil, nil
 		}
-		if e != nil && e.IPAMConfig != nil && n.Name == "bridge" && (e.IPAMConfig.IPv4Address.IsValid() || e.IPAMConfig.IPv6Address.IsValid()) {
-			return nil, errs.New(errs.Invalid, "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only")
-		}
-		if err := usable(n.Driver, e); err != nil {
-			return nil, err
+		if err := s.CheckSettings(n.Name, e, true); err != nil {
+			return nil, errs.New(errs.Invalid, "invalid config for network %s: %w", n.Name, err)
 		}
 		out = append(out, asked{n, e})
 	}
-	priority := func(x asked) int {
-		p := 0
-		if x.settings != nil {
-			p = x.settings.GwPriority
-		}
-		return p
-	}
 	slices.SortFunc(out, func(x, y asked) int {
-		if c := priority(y) - priority(x); c != 0 {
+		if c := priority(y.settings) - priority(x.settings); c != 0 {
 			return c
 		}
 		if x.net.Internal != y.net.Internal { // no way out by an internal one
@@ -473,9 +472,6 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 			*gw = aux
 		}
 	}
-	if want4.IsValid() && !ep.Addr4.IsValid() || want6.IsValid() && !ep.Addr6.IsValid() {
-		return errs.New(errs.Invalid, "invalid config for network %s: invalid endpoint settings:\nno configured subnet contains IP address %s", n.Name, cmpAddr(want4, want6))
-	}
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
 		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
@@ -487,13 +483,6 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		}
 	}
 	return nil
-}
-
-func cmpAddr(a, b netip.Addr) netip.Addr {
-	if a.IsValid() {
-		return a
-	}
-	return b
 }
 
 // release gives an endpoint's addresses back.
@@ -553,11 +542,12 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	s.mu.RLock()
 	old := s.sandboxes[container]
 	s.mu.RUnlock()
-	b := &Sandbox{Container: container, fd: -1}
+	b := &Sandbox{Container: container}
 	if old != nil {
-		b.Endpoints, b.Bindings, b.Through = slices.Clone(old.Endpoints), old.Bindings, old.Through
-		b.DNS, b.Resolver, b.resolver = old.DNS, old.Resolver, old.resolver
+		*b = *old
+		b.Endpoints = slices.Clone(old.Endpoints)
 	}
+	b.fd = -1
 	used := map[string]bool{}
 	for _, o := range b.Endpoints {
 		used[o.Interface] = true
@@ -566,9 +556,10 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	for i := 0; used[ifname]; i++ {
 		ifname = fmt.Sprintf("eth%d", i)
 	}
+	// The default route is by the network with the highest priority, the oldest of equals.
 	first := !slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
 		on, err := s.find(o.Network)
-		return err == nil && !on.Internal
+		return err == nil && !on.Internal && priority(o.Asked) >= priority(e)
 	})
 	ep, err := s.join(n, ns, ifname, e, first)
 	if err != nil {
@@ -579,6 +570,16 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		ep.Names = append(ep.Names, e.Aliases...)
 	}
 	b.Endpoints = append(b.Endpoints, ep)
+	if first && !n.Internal && len(b.Endpoints) > 1 {
+		_ = bridge.Gateways(ns, n.iface(ep, true))
+	}
+	if b.Ports != nil && len(b.Bindings) == 0 {
+		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
+			_ = bridge.Leave(ns, ep.Interface)
+			n.release(ep)
+			return err
+		}
+	}
 	if n.named() && b.resolver == nil {
 		if b.resolver, err = dns.Open(ns, 0); err != nil {
 			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -610,14 +611,13 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		return nil
 	}
 	ep := old.Endpoints[i]
-	b := &Sandbox{Container: container, fd: -1, Bindings: old.Bindings, Through: old.Through, DNS: old.DNS, Resolver: old.Resolver, resolver: old.resolver, Links: old.Links}
+	b := &Sandbox{}
+	*b = *old
+	b.fd = -1
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
 	switch {
 	case i == old.Through:
-		if s.fw != nil {
-			_ = s.fw.Withdraw(old.mappings())
-		}
-		(publisher{s}).unpublish(container, old.Bindings)
+		(publisher{s}).withdraw(old)
 		b.Bindings, b.Through = nil, 0
 	case i < old.Through:
 		b.Through--
@@ -626,10 +626,17 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
 	}
 	n.release(ep)
-	for _, e := range b.Endpoints {
+	byPriority := slices.Clone(b.Endpoints)
+	slices.SortStableFunc(byPriority, func(x, y *Endpoint) int { return priority(y.Asked) - priority(x.Asked) })
+	for _, e := range byPriority {
 		if on, err := s.find(e.Network); err == nil && !on.Internal {
 			_ = bridge.Gateways(ns, on.iface(e, true))
 			break
+		}
+	}
+	if b.Ports != nil && len(b.Bindings) == 0 {
+		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {
+			s.o.Log.Warn("published ports are not taken over by another network", "container", container, "error", err)
 		}
 	}
 	if err := s.keep(b); err != nil {

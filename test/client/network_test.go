@@ -374,6 +374,68 @@ func TestMacvlan(t *testing.T) {
 	}
 }
 
+// What changes while a container runs: ports, routes and names go where they belong.
+func TestNetworkChanges(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("network", "create", "--subnet", "10.81.0.0/24", "one")
+	c.Must("network", "create", "--ipv6", "--subnet", "10.82.0.0/24", "--subnet", "fd82::/64", "both")
+	page := "while true; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\npage' | nc -l -p 80; done"
+	c.Must("run", "-d", "--name", "web", "--network", "one", "-p", "8080:80", "--expose", "90", "-P", img, "sh", "-c", page)
+	reach := func(addr string) func() bool {
+		return func() bool { b, err := fetch(e, addr); return err == nil && b == "page" }
+	}
+	enginetest.Eventually(t, "the port by the first network", reach("127.0.0.1:8080"))
+	c.Must("network", "connect", "--alias", "front", "both", "web")
+	c.Must("network", "disconnect", "one", "web")
+	enginetest.Eventually(t, "the port by the second network", reach("127.0.0.1:8080"))
+	if got := c.Must("exec", "web", "ip", "route"); !strings.Contains(got, "default via 10.82.0.1") {
+		t.Errorf("routes: %s", got)
+	}
+	c.Must("network", "disconnect", "both", "web")
+	if got := c.Must("port", "web"); got != "" {
+		t.Errorf("ports without a network: %s", got)
+	}
+	c.Must("network", "connect", "--alias", "front", "both", "web")
+	enginetest.Eventually(t, "the port after coming back", reach("127.0.0.1:8080"))
+	if r := c.Run("run", "--rm", "--network", "both", img, "ping", "-c", "1", "-W", "2", "front"); r.Code != 0 {
+		t.Errorf("the alias: %+v", r)
+	}
+	c.Must("network", "connect", "--gw-priority", "5", "one", "web")
+	if got := c.Must("exec", "web", "ip", "route"); !strings.Contains(got, "default via 10.81.0.1") {
+		t.Errorf("routes: %s", got)
+	}
+	c.Must("rm", "-f", "web")
+
+	// An address of each family; those that name a port come before those that take any.
+	c.Must("run", "-d", "--name", "six", "--network", "both", "-p", "[::1]:8086:80", "-p", "80", "-p", "32768:90", img, "sleep", "100")
+	if got := c.Must("port", "six"); !strings.Contains(got, "[::1]:8086") || !strings.Contains(got, "90/tcp -> 0.0.0.0:32768") {
+		t.Errorf("ports: %s", got)
+	}
+	step{"run --rm --network both -p [::1]:8086:80 IMG true", "", "port is already allocated", 125}.run(t, c)
+	c.Must("rm", "-f", "six")
+
+	c.Must("run", "-d", "--name", "box", "--network", "one", img, "sleep", "100")
+	c.Must("run", "-d", "--name", "onhost", "--network", "host", img, "sleep", "100")
+	for _, s := range []step{
+		{"network connect host box", "", "cannot connect container to host network - container must be created in host network mode", 1},
+		{"network disconnect host onhost", "", "cannot disconnect container from host network - container was created in host network mode", 1},
+		{"network connect none box", "", "container cannot be connected to multiple networks with one of the networks in private (none) mode", 1},
+		{"network connect --ip 172.17.0.9 bridge box", "", "invalid endpoint settings:\nuser-specified IP address is supported on user-defined networks only", 1},
+		{"network connect --alias x bridge box", "", "network-scoped aliases are only supported for user-defined networks", 1},
+		{"network connect --ip 10.99.0.9 both box", "", "no configured subnet contains IP address 10.99.0.9", 1},
+		{"network connect --ip6 10.82.0.9 both box", "", "invalid IPv6 address: 10.82.0.9", 1},
+		{"network connect --link-local-ip 10.82.0.9 both box", "", "invalid link-local IP address: 10.82.0.9", 1},
+		{"network connect one box", "", "endpoint with name box already exists in network one", 1},
+		{"run --rm --network-alias x IMG true", "", "network-scoped aliases are only supported for user-defined networks", 125},
+	} {
+		s.run(t, c)
+	}
+	c.Must("rm", "-f", "box", "onhost")
+	c.Must("network", "rm", "one", "both")
+}
+
 // Links by their names: what they open where containers may not speak with each other, what
 // follows a target that is renamed or comes back elsewhere, and their end.
 func TestLinkNames(t *testing.T) {
