@@ -8,11 +8,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"berth.dev/berth/internal/daemon"
 )
 
 func main() {
+	// The first thread is the process to those who look from outside, by /proc/PID/ns.
+	// Work in the namespaces of containers is done by threads that end with it, which
+	// the first one cannot: it is kept for this goroutine.
+	runtime.LockOSThread()
 	program := filepath.Base(os.Args[0])
 	c, err := daemon.Parse(program, os.Args[1:], os.Stdout)
 	switch {

@@ -71,7 +71,7 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	case drv == nil:
 		return "", "", errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", n.Driver)
 	}
-	if s.fault != nil {
+	if s.fault != nil && n.Driver == "bridge" {
 		return "", "", errs.Wrap(errs.Internal, s.fault, "cannot create the network "+n.Name)
 	}
 	n.EnableIPv4 = r.EnableIPv4 == nil || *r.EnableIPv4

@@ -31,7 +31,7 @@ func advised(err error) error {
 // runs without them, or on the host's network, has no reason to wait. No network
 // is used without its rules, which keep it apart from others.
 func withoutBridges(s *Service, err error) {
-	s.o.Log.Error("no bridge networks, only none and host: the kernel lacks what they need; load it and start the engine again", "load", load, "error", err)
+	s.o.Log.Error("no bridge networks: the kernel lacks what they need; load it and start the engine again", "load", load, "error", err)
 	s.fault = advised(err)
 	for _, n := range s.all() {
 		if n.Driver == "bridge" {

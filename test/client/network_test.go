@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -372,6 +373,25 @@ func TestMacvlan(t *testing.T) {
 	if has("wire.7") || !has("wire") {
 		t.Error("the parent interfaces are wrong")
 	}
+}
+
+// The engine's process stays in its own namespace, whatever its threads do in others.
+func TestOwnNamespace(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("network", "create", "--ipv6", "both")
+	var own string
+	if err := e.Inside(func() (err error) { own, err = os.Readlink("/proc/thread-self/ns/net"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		c.Must("run", "--rm", "--network", "both", img, "true")
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", e.DaemonPID())); err != nil || got != own {
+			t.Fatalf("the engine is in %s, %v; its own is %s", got, err, own)
+		}
+	}
+	c.Must("network", "rm", "both")
 }
 
 // What changes while a container runs: ports, routes and names go where they belong.
