@@ -368,7 +368,7 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if _, err := s.def.Load().foreign(hc.Runtime); err != nil {
 		return nil, err
 	}
-	if err := (Nets(s)).check(cfg, hc); err != nil {
+	if err := Nets(s).check(cfg, hc); err != nil {
 		return nil, err
 	}
 	if hc.Isolation != "" && !hc.Isolation.IsDefault() {

@@ -450,10 +450,10 @@ func (s launcher) writeNetFiles(r *Record) error {
 	if err := write("hostname", r.Config.Hostname+"\n"); err != nil {
 		return err
 	}
-	if err := write("hosts", (Nets(s)).hosts(r, nil)); err != nil {
+	if err := write("hosts", Nets(s).hosts(r, nil)); err != nil {
 		return err
 	}
-	if err := write("resolv.conf", (Nets(s)).resolvConf(r)); err != nil {
+	if err := write("resolv.conf", Nets(s).resolvConf(r)); err != nil {
 		return err
 	}
 	if s.userns != nil {

@@ -231,7 +231,7 @@ func (s *Service) allocate(n *Network) (err error) {
 	choose := func(v6 bool) error {
 		p, err := s.space.Choose(v6, routes)
 		if errors.Is(err, ipam.ErrExhausted) && v6 {
-			p, err = uniqueLocal(n.ID), nil
+			p = uniqueLocal(n.ID)
 			err = s.space.Take(p)
 		}
 		if err != nil {

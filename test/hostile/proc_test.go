@@ -25,8 +25,15 @@ func TestCoveredProc(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{"-v", fake + ":/proc"}, {"-v", fake + ":/proc/sys"}, {"-v", fake + ":/proc/self"}, {"-v", fake + ":/proc/1/attr"}, {"-v", fake + ":/x/../proc/sys"},
-		{"--tmpfs", "/proc"}, {"--tmpfs", "/proc/sys"}, {"--mount", "type=tmpfs,dst=/proc/sys/kernel"}, {"-v", fake + "/f:/proc/kcore"},
+		{"-v", fake + ":/proc"},
+		{"-v", fake + ":/proc/sys"},
+		{"-v", fake + ":/proc/self"},
+		{"-v", fake + ":/proc/1/attr"},
+		{"-v", fake + ":/x/../proc/sys"},
+		{"--tmpfs", "/proc"},
+		{"--tmpfs", "/proc/sys"},
+		{"--mount", "type=tmpfs,dst=/proc/sys/kernel"},
+		{"-v", fake + "/f:/proc/kcore"},
 	} {
 		if r := cl.Run(append(append([]string{"run", "--rm"}, args...), img, "true")...); r.Code != 125 {
 			t.Errorf("%q was run: %d %s%s", args, r.Code, r.Out, r.Err)
@@ -44,8 +51,10 @@ func TestCoveredProc(t *testing.T) {
 	image(t, e, "linked", []entry{{name: "l", kind: tar.TypeSymlink, link: "/proc", mode: 0o777}, {name: "dev/l", kind: tar.TypeSymlink, link: "/proc", mode: 0o777}})
 	for _, top := range []string{"/vol", "/dev/vol", "/dev/shm"} {
 		for _, at := range []string{"l/sys", "up/sys", "self/attr", "root/sys", "l/sys/kernel"} {
-			args := []string{"run", "--rm", "--hostname", "real", "--sysctl", "net.ipv4.ip_forward=1", "--oom-score-adj", "100", "-v", shared + ":" + top, "-v", fake + ":" + top + "/" + at, "linked",
-				"sh", "-c", "cat /proc/sys/kernel/hostname /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward; ls /proc/self/attr/current"}
+			args := []string{
+				"run", "--rm", "--hostname", "real", "--sysctl", "net.ipv4.ip_forward=1", "--oom-score-adj", "100", "-v", shared + ":" + top, "-v", fake + ":" + top + "/" + at, "linked",
+				"sh", "-c", "cat /proc/sys/kernel/hostname /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward; ls /proc/self/attr/current",
+			}
 			r := cl.Run(args...)
 			if r.Code == 125 || r.Code == 127 {
 				continue // refused
@@ -57,8 +66,11 @@ func TestCoveredProc(t *testing.T) {
 	}
 	// An image with a tree of its own in the place of the procfs.
 	image(t, e, "own", []entry{
-		{name: "proc/sys/kernel/hostname", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")}, {name: "proc/sys/net/ipv4/ip_forward", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")},
-		{name: "proc/self/oom_score_adj", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")}, {name: "proc/self/attr/apparmor/exec", kind: tar.TypeFifo, mode: 0o666}, {name: "proc/self/fd", kind: tar.TypeSymlink, link: c.dir, mode: 0o777},
+		{name: "proc/sys/kernel/hostname", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")},
+		{name: "proc/sys/net/ipv4/ip_forward", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")},
+		{name: "proc/self/oom_score_adj", kind: tar.TypeReg, mode: 0o666, body: []byte("fake")},
+		{name: "proc/self/attr/apparmor/exec", kind: tar.TypeFifo, mode: 0o666},
+		{name: "proc/self/fd", kind: tar.TypeSymlink, link: c.dir, mode: 0o777},
 	})
 	cl.Must("run", "--name", "own", "--hostname", "real", "--sysctl", "net.ipv4.ip_forward=1", "--oom-score-adj", "100", "--ulimit", "nofile=99", "own",
 		"sh", "-c", "[ $(cat /proc/sys/kernel/hostname /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward | tr '\\n' ,) = real,100,1, ] && [ $(ulimit -n) = 99 ]")
@@ -202,8 +214,12 @@ func TestDescriptorsEverywhere(t *testing.T) {
 	daemon := fmt.Sprintf("/proc/%d/", e.DaemonPID())
 	for _, dir := range []string{daemon + "root", daemon + "cwd", daemon + "root/tmp", "/proc/1/root", "/proc/1/cwd", "/proc/self/root/../..", "/proc/1/root/tmp", "/proc/self/fd/5", "/proc/self/fd/401", "/proc/thread-self/root"} {
 		for _, args := range [][]string{
-			{"run", "--rm", "--pid", "host", "-w", dir, img}, {"run", "--rm", "--pid", "host", "--privileged", "-w", dir, img},
-			{"exec", "-w", dir, "host"}, {"exec", "--privileged", "-w", dir, "host"}, {"exec", "-w", dir, "target"}, {"exec", "-w", dir, "own"},
+			{"run", "--rm", "--pid", "host", "-w", dir, img},
+			{"run", "--rm", "--pid", "host", "--privileged", "-w", dir, img},
+			{"exec", "-w", dir, "host"},
+			{"exec", "--privileged", "-w", dir, "host"},
+			{"exec", "-w", dir, "target"},
+			{"exec", "-w", dir, "own"},
 		} {
 			if r := c.Run(append(args, "sh", "-c", "pwd -P; ls -d $PWD"+e.Dir+" ."+e.Dir+" ../../../../.."+e.Dir)...); strings.Contains(r.Out, e.Dir) {
 				t.Errorf("%q shows the host: %s", args, r.Out)

@@ -102,8 +102,6 @@ func (f *Firewall) has(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
 }
 
-// has1 is has for a key that fills registers 1 and 2.
-func (f *Firewall) has1(set string) []expr.Any { return f.has(set) }
 
 // linkKey: source address . destination address . transport protocol . destination port.
 func linkKey(v int) []expr.Any {

@@ -119,7 +119,7 @@ func Join(parent, ns int, k Kind, in *bridge.Interface) error {
 // hint says more than the kernel does.
 func hint(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("%v: this kernel does not have that kind of interface, or its module is not loaded", err)
+		return errors.New(err.Error() + ": this kernel does not have that kind of interface, or its module is not loaded")
 	}
 	return err
 }
