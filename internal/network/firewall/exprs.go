@@ -102,7 +102,6 @@ func (f *Firewall) has(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
 }
 
-
 // linkKey: source address . destination address . transport protocol . destination port.
 func linkKey(v int) []expr.Any {
 	offset, n := uint32(12), uint32(8)
