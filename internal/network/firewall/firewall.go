@@ -73,6 +73,17 @@ func New(name string) *Firewall {
 	return &Firewall{name: name, nets: map[string]Network{}, ports: map[Mapping]bool{}, links: map[Link]bool{}, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
 }
 
+// How often, and with what pause, the kernel is asked again for what it does not have at boot.
+const (
+	tries = 5
+	pause = 150 * time.Millisecond
+)
+
+// missing reports whether the kernel has not got something.
+func missing(err error) bool {
+	return slices.ContainsFunc([]error{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.ENOENT}, func(e error) bool { return errors.Is(err, e) })
+}
+
 // Restore writes the whole table: with nets, ports and links, and nothing else of the
 // engine's.
 func (f *Firewall) Restore(nets []Network, ports []Mapping, links []Link) error {
@@ -88,10 +99,16 @@ func (f *Firewall) Restore(nets []Network, ports []Mapping, links []Link) error 
 	for _, l := range links {
 		f.links[l] = true
 	}
-	if err := f.present(); err != nil {
-		return err
+	for again := 0; ; again++ {
+		err := f.present()
+		if err == nil {
+			err = f.write()
+		}
+		if !missing(err) || again == tries {
+			return err
+		}
+		time.Sleep(pause) // its modules may be on their way, asked for by another program
 	}
-	return f.write()
 }
 
 // whole reports whether every chain of the engine's has its rules.
