@@ -275,6 +275,9 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 	if err != nil {
 		return err
 	}
+	if err := s.o.Networks.CheckSettings(name, req.EndpointConfig, true); err != nil {
+		return err
+	}
 	c, err := s.Get(req.Container)
 	if err != nil {
 		return err
@@ -292,9 +295,6 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	case name == "host":
 		return errs.New(errs.Forbidden, "cannot connect container to host network - container must be created in host network mode")
-	}
-	if err := s.o.Networks.CheckSettings(name, req.EndpointConfig, true); err != nil {
-		return err
 	}
 	now := s.networks(&r)
 	for k := range now {

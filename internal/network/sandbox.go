@@ -425,6 +425,15 @@ func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
 			in.Addrs = append(in.Addrs, p)
 		}
 	}
+	if ep.Asked != nil && ep.Asked.IPAMConfig != nil {
+		for _, a := range ep.Asked.IPAMConfig.LinkLocalIPs {
+			bits := 64
+			if a = a.Unmap(); a.Is4() {
+				bits = 16
+			}
+			in.Addrs = append(in.Addrs, netip.PrefixFrom(a, bits))
+		}
+	}
 	if gateway && !n.Internal {
 		for _, g := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
 			if g.IsValid() {

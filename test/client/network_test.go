@@ -436,7 +436,12 @@ func TestNetworkChanges(t *testing.T) {
 	step{"run --rm --network both -p [::1]:8086:80 IMG true", "", "port is already allocated", 125}.run(t, c)
 	c.Must("rm", "-f", "six")
 
-	c.Must("run", "-d", "--name", "box", "--network", "one", img, "sleep", "100")
+	c.Must("run", "-d", "--name", "box", "--network", "one", "--link-local-ip", "169.254.7.7", "--link-local-ip", "fe80::254:77", img, "sleep", "100")
+	for _, a := range []string{"169.254.7.7/16", "fe80::254:77/64"} {
+		if got := c.Must("exec", "box", "ip", "addr"); !strings.Contains(got, a) {
+			t.Errorf("no address %s: %s", a, got)
+		}
+	}
 	c.Must("run", "-d", "--name", "onhost", "--network", "host", img, "sleep", "100")
 	for _, s := range []step{
 		{"network connect host box", "", "cannot connect container to host network - container must be created in host network mode", 1},
