@@ -9,18 +9,7 @@ import (
 // CopyLayer is CopyTree for a layer of overlayfs, whose marks are kept, with
 // other owners: what own makes of those in from.
 func CopyLayer(ctx context.Context, from, to int, own func(Owner) (Owner, error)) error {
-	src, err := openDirAt(from, ".")
-	if err != nil {
-		return err
-	}
-	defer unix.Close(src)
-	dst, err := openDirAt(to, ".")
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dst)
-	c := &copier{ctx: ctx, root: dst, links: map[fileID]string{}, own: own}
-	return c.dir(src, dst, "", 0)
+	return copyInto(ctx, from, to, own)
 }
 
 // opaque marks a directory that hides those of the layers below.

@@ -9,7 +9,10 @@ import (
 // CopyTree copies everything in the directory from, and its own attributes, into the
 // empty directory to: owners, modes, times, attributes, devices and hard links.
 // File contents share blocks where the file system can.
-func CopyTree(ctx context.Context, from, to int) error {
+func CopyTree(ctx context.Context, from, to int) error { return copyInto(ctx, from, to, nil) }
+
+// copyInto copies with other owners, and the marks of overlayfs, when own is given.
+func copyInto(ctx context.Context, from, to int, own func(Owner) (Owner, error)) error {
 	src, err := openDirAt(from, ".")
 	if err != nil {
 		return err
@@ -20,7 +23,7 @@ func CopyTree(ctx context.Context, from, to int) error {
 		return err
 	}
 	defer unix.Close(dst)
-	c := &copier{ctx: ctx, root: dst, links: map[fileID]string{}}
+	c := &copier{ctx: ctx, root: dst, links: map[fileID]string{}, own: own}
 	return c.dir(src, dst, "", 0)
 }
 

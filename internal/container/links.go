@@ -207,21 +207,26 @@ func (s Nets) shownLinks(r *Record) []string {
 	return out
 }
 
-// shownNames is the names of a container as ps shows them: its own, and those that
-// links give it.
-func (s Nets) shownNames(r *Record) []string {
-	out := []string{"/" + r.Name}
+// aliases are the names that links give to the containers of a list, by container.
+func (s Nets) aliases(list []*Container) map[ID][]string {
 	if !s.linked.Load() {
-		return out
+		return nil
 	}
-	for _, c := range s.all() {
+	out := map[ID][]string{}
+	for _, c := range list {
 		owner := c.Record()
 		for _, spec := range owner.HostConfig.Links {
-			if id, alias := cutLink(spec); ID(id) == r.ID {
-				out = append(out, "/"+owner.Name+"/"+alias)
-			}
+			id, alias := cutLink(spec)
+			out[ID(id)] = append(out[ID(id)], "/"+owner.Name+"/"+alias)
 		}
 	}
+	return out
+}
+
+// shownNames is the names of a container as ps shows them: its own, and those that
+// links give it.
+func shownNames(r *Record, aliases []string) []string {
+	out := append([]string{"/" + r.Name}, aliases...)
 	slices.Sort(out)
 	return out
 }

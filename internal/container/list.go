@@ -73,6 +73,7 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 	list := s.all()
 	slices.SortFunc(list, func(a, b *Container) int { return b.Record().Created.Compare(a.Record().Created) })
 	out := []container.Summary{}
+	aliases := Nets(s).aliases(list)
 	for _, c := range list {
 		r, st := c.Record(), c.Status()
 		if !o.All && o.Limit <= 0 && !st.Phase.Running() && st.Phase != Restarting && !f.Has("status") && !f.Has("exited") {
@@ -90,7 +91,7 @@ func (s Views) List(ctx context.Context, o ListOptions) ([]container.Summary, er
 		if !matches(f, r, st) || f.Has("network") && !Nets(s).isOn(r, f["network"]) {
 			continue
 		}
-		sum := s.summary(r, st)
+		sum := s.summary(r, st, aliases[r.ID])
 		if !ports.matches(r, sum.Ports) {
 			continue
 		}
@@ -200,9 +201,9 @@ func networkName(r *Record) string {
 	}
 }
 
-func (s Views) summary(r *Record, st *Status) container.Summary {
+func (s Views) summary(r *Record, st *Status, aliases []string) container.Summary {
 	sum := container.Summary{
-		ID: string(r.ID), Names: Nets(s).shownNames(r), Image: s.imageName(r), ImageID: string(r.Image),
+		ID: string(r.ID), Names: shownNames(r, aliases), Image: s.imageName(r), ImageID: string(r.Image),
 		Command: command(r), Created: r.Created.Unix(), Ports: Nets(s).ports(r, st), Labels: r.Config.Labels,
 		State: st.Phase.api(), Status: statusText(st), Mounts: mountPoints(r),
 	}

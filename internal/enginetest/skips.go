@@ -14,6 +14,8 @@ const (
 	NeedsDocker    = "needs the docker client 28 or newer (scripts/install-test-deps)"
 	NeedsCgroupV2  = "needs cgroup v2 (make test-vm has it)"
 	NeedsCgroupV1  = "needs cgroup v1"
+	NeedsUnified   = "needs a mounted cgroup v2 hierarchy, alone or beside v1"
+	NeedsAMD64     = "holds the numbers of amd64"
 	NeedsSystemd   = "needs systemd as init (scripts/test-systemd-vm has it)"
 	NeedsNoSystemd = "needs a host without systemd"
 	NeedsOverlay   = "needs overlayfs"
@@ -27,7 +29,7 @@ const (
 // there the others are failures.
 var reviewed = map[string]bool{
 	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false, NeedsDebian: false,
-	NeedsCgroupV2: true, NeedsCgroupV1: true, NeedsSystemd: true, NeedsNoSystemd: true, NeedsNoBridges: true, LongRun: true, ShortRun: true,
+	NeedsCgroupV2: true, NeedsCgroupV1: true, NeedsUnified: true, NeedsAMD64: true, NeedsSystemd: true, NeedsNoSystemd: true, NeedsNoBridges: true, LongRun: true, ShortRun: true,
 }
 
 // Skip ends the test for a reason of the list above.

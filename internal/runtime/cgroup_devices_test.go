@@ -8,6 +8,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/enginetest"
 )
 
 // run interprets a device program, as the kernel would.
@@ -155,9 +157,7 @@ func TestDeviceSet(t *testing.T) {
 
 // The kernel takes the programs, and a cgroup has one of them at a time.
 func TestDeviceProgramsInKernel(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	enginetest.RequireRoot(t)
 	h, err := ReadHost()
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +169,7 @@ func TestDeviceProgramsInKernel(t *testing.T) {
 		}
 	}
 	if root == "" {
-		t.Skip("no version 2 hierarchy is mounted")
+		enginetest.Skip(t, enginetest.NeedsUnified)
 	}
 	dir, err := os.MkdirTemp(root, "berth-test-")
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/enginetest"
 )
 
 // call is struct seccomp_data.
@@ -202,7 +204,7 @@ func TestSeccompEqualsNaive(t *testing.T) {
 
 func TestSeccompDockerDefault(t *testing.T) {
 	if goruntime.GOARCH != "amd64" {
-		t.Skip("the numbers are those of amd64")
+		enginetest.Skip(t, enginetest.NeedsAMD64)
 	}
 	_, plain := dockerProfile(t)
 	_, admin := dockerProfile(t, "CAP_SYS_ADMIN")

@@ -8,14 +8,17 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/enginetest"
 )
 
 // alone puts the test's thread into a network namespace of its own.
 func alone(t *testing.T) {
 	t.Helper()
+	enginetest.RequireRoot(t)
 	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skip("needs root")
+		t.Fatal(err)
 	}
 }
 
