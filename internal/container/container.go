@@ -185,6 +185,7 @@ type Service struct {
 	byID  map[ID]*Container
 	names map[string]ID
 	execs map[string]*Exec // by exec id
+	going map[ID]struct{}  // removed, but for their files
 
 	seccomp filters
 	users   users
@@ -268,7 +269,7 @@ func (c *Container) networkEvent(s *Service, action apievents.Action) {
 // agreement: see recover.go.
 func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s := &Service{
-		o: o, byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{},
+		o: o, byID: map[ID]*Container{}, names: map[string]ID{}, execs: map[string]*Exec{}, going: map[ID]struct{}{},
 		cleanup: make(chan func(), 4096), ready: make(chan struct{}),
 	}
 	var err error

@@ -149,7 +149,8 @@ func (s recovery) sweep(ctx context.Context) {
 	known := func(id string) bool {
 		s.mu.RLock()
 		defer s.mu.RUnlock()
-		return s.byID[ID(id)] != nil
+		_, going := s.going[ID(id)] // its log may not be sent yet
+		return going || s.byID[ID(id)] != nil
 	}
 	var orphans []string
 	err := s.o.Snapshots.Walk(ctx, func(i snapshot.Info) error {

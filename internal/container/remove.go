@@ -100,6 +100,7 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 	c.dropWarm()
 	s.mu.Lock()
 	delete(s.byID, r.ID)
+	s.going[r.ID] = struct{}{}
 	if s.names[r.Name] == r.ID {
 		delete(s.names, r.Name)
 	}
@@ -111,6 +112,9 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 	c.wake(true, container.WaitResponse{StatusCode: int64(st.ExitCode)})
 	shipping{s}.behind(r, func() {
 		s.removeFiles(r.ID, !c.shared.Load())
+		s.mu.Lock()
+		delete(s.going, r.ID)
+		s.mu.Unlock()
 		if err := s.o.Images.Release(context.Background(), r.Image); err != nil {
 			s.o.Log.Warn("cannot release an image", "image", r.Image, "error", err)
 		}

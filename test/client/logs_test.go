@@ -15,9 +15,10 @@ import (
 
 // collector is a server for lines over tcp, in the engine's network.
 type collector struct {
-	addr string
-	mu   sync.Mutex
-	got  []string
+	addr  string
+	close func()
+	mu    sync.Mutex
+	got   []string
 }
 
 func collect(t *testing.T, e *enginetest.Engine, addr string) *collector {
@@ -27,7 +28,8 @@ func collect(t *testing.T, e *enginetest.Engine, addr string) *collector {
 	if err := e.Inside(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
+	c.close = func() { _ = l.Close() }
+	t.Cleanup(c.close)
 	c.addr = l.Addr().String()
 	go func() {
 		for {
@@ -242,13 +244,18 @@ func TestLogRemoteSurvives(t *testing.T) {
 		e.Kill9Daemon()
 		e.StartDaemon()
 	}
-	// One that ends, to be removed, while no engine runs, and the remote is not told until then.
-	c.Must("run", "-d", "--rm", "--log-driver", "syslog", "--log-opt", "syslog-address=tcp://"+srv.addr, img, "sh", "-c", "usleep 300000; echo last words")
+	// One that ends, to be removed, while no engine runs, and the remote is away until
+	// the next engine has cleaned up.
+	away := collect(t, e, "127.0.0.1:0")
+	c.Must("run", "-d", "--rm", "--log-driver", "syslog", "--log-opt", "syslog-address=tcp://"+away.addr, img, "sh", "-c", "usleep 300000; echo last words")
 	e.Kill9Daemon()
+	away.close()
 	time.Sleep(400 * time.Millisecond)
 	e.StartDaemon()
+	time.Sleep(200 * time.Millisecond)
+	back := collect(t, e, away.addr)
 	enginetest.Eventually(t, "the last words are sent", func() bool {
-		return strings.Contains(strings.Join(srv.lines(), "\n"), "]: last words")
+		return strings.Contains(strings.Join(back.lines(), "\n"), "]: last words")
 	})
 	if got := c.Must("wait", "wr"); got != "0" {
 		t.Fatalf("exit %s", got)

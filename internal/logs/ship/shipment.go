@@ -82,6 +82,13 @@ func (s *Shipments) Start(o Order) {
 	if s.jobs == nil {
 		s.jobs = map[string]*shipment{}
 	}
+	// Now, for whoever looks for what an engine did not send that was killed at once.
+	if err := j.openCursor(); err != nil {
+		j.log.Error("cannot open the cursor of a log", "id", j.ID, "error", err)
+		j.disconnect()
+		cancel()
+		return
+	}
 	s.jobs[o.ID] = j
 	go func() {
 		j.run(ctx)
@@ -152,10 +159,6 @@ func (j *shipment) disconnect() {
 
 func (j *shipment) run(ctx context.Context) {
 	defer j.disconnect()
-	if err := j.openCursor(); err != nil {
-		j.log.Error("cannot open the cursor of a log", "id", j.ID, "error", err)
-		return
-	}
 	defer j.file.Close()
 	wait, failures, told := j.Wait, 0, time.Time{}
 	for ctx.Err() == nil {
