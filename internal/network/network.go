@@ -113,7 +113,6 @@ type Service struct {
 	ports     ports
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
-	upstream  upstream
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -290,6 +289,14 @@ func (s *Service) ID(name string) string {
 		return n.ID
 	}
 	return ""
+}
+
+// HasIPv6 reports whether a network, by name or id, has IPv6.
+func (s *Service) HasIPv6(ref string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, err := s.find(ref)
+	return err == nil && n.EnableIPv6
 }
 
 func (s *Service) all() []*Network {
