@@ -35,6 +35,9 @@ func (e *endpoint) Close() error {
 	return err
 }
 
+// defaultTLSAddress is where TLS is spoken when no -H says where.
+const defaultTLSAddress = "localhost:2376"
+
 // listenAll opens all sockets, or none.
 func listenAll(c *Config) (all []*endpoint, err error) {
 	defer func() {
@@ -61,7 +64,14 @@ func listenAll(c *Config) (all []*endpoint, err error) {
 			return nil, err
 		}
 		all = append(all, e)
-		if own != DefaultSocket {
+		if c.API.TLS {
+			es, err := listenTCP(c, defaultTLSAddress, conf)
+			if err != nil {
+				return all, err
+			}
+			all = append(all, es...)
+		}
+		if own != DefaultSocket && c.Program != "dockerd" {
 			return all, nil
 		}
 		// Docker's own path, for every client there is, unless it is taken.

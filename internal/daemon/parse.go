@@ -111,6 +111,9 @@ func (c *Config) readFile(table []option) error {
 		if _, given := c.flags[o.name]; given && !o.merges {
 			continue
 		}
+		if string(raw) == "null" {
+			continue // as if it were not there
+		}
 		if err := o.value.SetJSON(raw); err != nil {
 			return fmt.Errorf("invalid value for %s: %w", o.fileKey(), err)
 		}
