@@ -51,6 +51,7 @@ import (
 // Config is the daemon's configuration of networks.
 type Config struct {
 	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
+	OwnBridge   string // the name of the engine's own; "" is DefaultBridge
 	BridgeIP    netip.Prefix
 	BridgeIP6   netip.Prefix
 	FixedCIDR   netip.Prefix
@@ -138,6 +139,9 @@ const bucket, sandboxBucket = "network", "sandbox"
 func Open(o Options) (*Service, error) {
 	if len(o.Config.Pools) == 0 {
 		o.Config.Pools = ipam.DefaultPools()
+	}
+	if o.Config.OwnBridge == "" {
+		o.Config.OwnBridge = DefaultBridge
 	}
 	if o.Config.Table == "" {
 		o.Config.Table = "berth"
