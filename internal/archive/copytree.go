@@ -229,3 +229,23 @@ func copyByHand(s, d int, off, end int64) error {
 	}
 	return nil
 }
+
+// CopyAttributes gives the directory to the owner, mode, extended attributes and
+// times of the directory from.
+func CopyAttributes(from, to int) error {
+	src, err := openDirAt(from, ".")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	dst, err := openDirAt(to, ".")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dst)
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return err
+	}
+	return (&copier{}).attributes(src, dst, &st)
+}

@@ -17,7 +17,7 @@ func FuzzBind(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, spec string) {
-		m, err := parseBind(spec)
+		m, err := parseBind(spec, "")
 		if err != nil {
 			if !errs.Is(err, errs.Invalid) && !errs.Is(err, errs.NotImplemented) {
 				t.Fatal(err)

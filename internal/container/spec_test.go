@@ -114,7 +114,7 @@ func TestSpecGolden(t *testing.T) {
 		"mounts": func(r *Record, _ *specInput) {
 			r.HostConfig.ShmSize = 1 << 20
 			for _, b := range []string{"/srv/a:/a", "/srv/hosts:/etc/hosts:ro,rslave"} {
-				m, err := parseBind(b)
+				m, err := parseBind(b, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -240,14 +240,14 @@ func TestParseBind(t *testing.T) {
 		"/a:/b:rw,z,shared": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "rw,z,shared", Propagation: "shared"}, Options: []string{"rbind", "shared"}},
 		"/a:/b:bind,rslave": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "bind,rslave", Propagation: "rslave"}, Options: []string{"bind", "rslave"}},
 	} {
-		got, err := parseBind(in)
+		got, err := parseBind(in, "")
 		want.Type, want.MakeHost = mount.TypeBind, true
 		if err != nil || got.MountPoint != want.MountPoint || !slices.Equal(got.Options, want.Options) || got.MakeHost != want.MakeHost {
 			t.Errorf("%s: %+v %v, want %+v", in, got, err, want)
 		}
 	}
 	for _, in := range []string{"", ":", "/a", "/a:", ":/b", "/a:/b:ro:x", "/a:b", "a/b:/c", "/a:/b:nonsense", "/a:/b:ro,nonsense", "./a:/b"} {
-		if m, err := parseBind(in); err == nil {
+		if m, err := parseBind(in, ""); err == nil {
 			t.Errorf("%q: %+v", in, m)
 		}
 	}

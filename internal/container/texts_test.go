@@ -89,7 +89,7 @@ func TestMessagesGolden(t *testing.T) {
 		say(c.name, err)
 	}
 	for _, bind := range []string{"", "/a", "/a:b", "a/b:/c", "/a:/b:nonsense", "/a:/b:ro:x"} {
-		_, err := parseBind(bind)
+		_, err := parseBind(bind, "")
 		say("bind "+bind, err)
 	}
 	for _, m := range []mount.Mount{

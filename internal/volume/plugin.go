@@ -1,0 +1,193 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/volume"
+
+	"berth.dev/berth/internal/errs"
+	"berth.dev/berth/internal/plugin"
+)
+
+// pluginDriver has its volumes made and mounted by a plugin, in Docker's protocol
+// for volume plugins (https://docs.docker.com/engine/extend/plugins_volume/).
+type pluginDriver struct {
+	p     *plugin.Plugin
+	scope func() string
+}
+
+const volumeInterface = "VolumeDriver"
+
+// pluginVolume is a volume as a plugin tells it.
+type pluginVolume struct {
+	Name       string
+	Mountpoint string
+	CreatedAt  time.Time
+	Status     map[string]any
+}
+
+func openPlugin(ctx context.Context, name string, dirs plugin.Dirs) (*pluginDriver, error) {
+	p := plugin.New(name, dirs)
+	if err := p.Activate(ctx, volumeInterface); err != nil {
+		return nil, errs.Wrap(errs.KindOf(err), err, "error looking up volume plugin "+name)
+	}
+	d := &pluginDriver{p: p}
+	d.scope = sync.OnceValue(func() string {
+		var out struct{ Capabilities struct{ Scope string } }
+		_ = d.call(context.Background(), "Capabilities", nil, &out) // an optional call
+		if strings.EqualFold(out.Capabilities.Scope, "global") {
+			return "global"
+		}
+		return "local"
+	})
+	return d, nil
+}
+
+type pluginRequest struct {
+	Name string            `json:",omitempty"`
+	ID   string            `json:",omitempty"`
+	Opts map[string]string `json:",omitempty"`
+}
+
+// call calls one method; an answer may tell an error in its field Err.
+func (d *pluginDriver) call(ctx context.Context, method string, in *pluginRequest, out any) error {
+	if in == nil {
+		in = &pluginRequest{}
+	}
+	err := d.p.Call(ctx, volumeInterface, volumeInterface+"."+method, in, out)
+	if err != nil {
+		return errs.New(errs.Internal, "%s.%s: %v", volumeInterface, method, err)
+	}
+	if e, ok := out.(interface{ failure() string }); ok && e.failure() != "" {
+		return errors.New(e.failure())
+	}
+	return nil
+}
+
+type pluginAnswer struct {
+	Err        string
+	Mountpoint string
+	Volume     *pluginVolume
+	Volumes    []pluginVolume
+}
+
+func (a *pluginAnswer) failure() string { return a.Err }
+
+func (d *pluginDriver) check(string, map[string]string) error { return nil }
+
+func (d *pluginDriver) create(ctx context.Context, name string, options map[string]string) (string, error) {
+	var out pluginAnswer
+	if err := d.call(ctx, "Get", &pluginRequest{Name: name}, &out); err == nil && out.Volume != nil {
+		return out.Volume.Mountpoint, nil // known there already
+	}
+	return "", d.call(ctx, "Create", &pluginRequest{Name: name, Opts: options}, new(pluginAnswer))
+}
+
+func (d *pluginDriver) remove(ctx context.Context, name string) error {
+	return d.call(ctx, "Remove", &pluginRequest{Name: name}, new(pluginAnswer))
+}
+
+func (d *pluginDriver) mount(ctx context.Context, v *Record, user string) (string, error) {
+	var out pluginAnswer
+	if err := d.call(ctx, "Mount", &pluginRequest{Name: v.Name, ID: user}, &out); err != nil {
+		return "", err
+	}
+	if !filepath.IsAbs(out.Mountpoint) {
+		return "", fmt.Errorf("the plugin's mount point %q is no absolute path", out.Mountpoint)
+	}
+	return out.Mountpoint, nil
+}
+
+func (d *pluginDriver) unmount(ctx context.Context, v *Record, user string) error {
+	return d.call(ctx, "Unmount", &pluginRequest{Name: v.Name, ID: user}, new(pluginAnswer))
+}
+
+// describe asks the plugin about a volume.
+func (d *pluginDriver) describe(ctx context.Context, out *volume.Volume) error {
+	var a pluginAnswer
+	if err := d.call(ctx, "Get", &pluginRequest{Name: out.Name}, &a); err != nil {
+		return err
+	}
+	if a.Volume == nil {
+		return errs.New(errs.NotFound, "no such volume")
+	}
+	out.Mountpoint, out.Status, out.Scope = cmp.Or(a.Volume.Mountpoint, out.Mountpoint), a.Volume.Status, d.scope()
+	if !a.Volume.CreatedAt.IsZero() {
+		out.CreatedAt = a.Volume.CreatedAt.Format(time.RFC3339)
+	}
+	return nil
+}
+
+// Drivers are the names of the drivers that have been used or are there to be used, sorted.
+func (s *Service) Drivers() []string {
+	s.mu.RLock()
+	names := slices.Collect(maps.Keys(s.drivers))
+	s.mu.RUnlock()
+	return append([]string{localDriver}, slices.Sorted(slices.Values(names))...)
+}
+
+// adoptFromPlugins learns of volumes that plugins have and nobody here has asked for
+// yet. Only plugins with a socket that listens now, or that were used, are asked.
+func (s *Service) adoptFromPlugins(ctx context.Context) (warnings []string) {
+	s.mu.RLock()
+	names := slices.Collect(maps.Keys(s.drivers))
+	for _, v := range s.vols {
+		if v.rec.Driver != localDriver && !slices.Contains(names, v.rec.Driver) {
+			names = append(names, v.rec.Driver)
+		}
+	}
+	s.mu.RUnlock()
+	for _, dir := range s.o.Plugins.Sockets {
+		list, _ := os.ReadDir(dir) // none, mostly
+		for _, f := range list {
+			if name := strings.TrimSuffix(f.Name(), ".sock"); f.Type()&os.ModeSocket != 0 && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	for _, name := range names {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		drv, err := s.driver(ctx, name)
+		var out pluginAnswer
+		if d, ok := drv.(*pluginDriver); ok && err == nil {
+			err = d.call(ctx, "List", nil, &out)
+		}
+		cancel()
+		if err != nil {
+			if !errs.Is(err, errs.Invalid) { // a plugin of another kind
+				warnings = append(warnings, "list "+name+": "+err.Error())
+			}
+			continue
+		}
+		for _, pv := range out.Volumes {
+			s.learn(name, pv)
+		}
+	}
+	return warnings
+}
+
+// learn records a volume that a plugin has told of.
+func (s *Service) learn(driver string, pv pluginVolume) {
+	s.mu.Lock()
+	if pv.Name == "" || s.vols[pv.Name] != nil {
+		s.mu.Unlock()
+		return
+	}
+	v := newVolume(Record{Name: pv.Name, Driver: driver, Created: pv.CreatedAt})
+	v.path = pv.Mountpoint
+	s.vols[pv.Name] = v
+	s.mu.Unlock()
+	if err := s.put(v); err != nil {
+		s.o.Log.Warn("cannot record a plugin's volume", "volume", pv.Name, "error", err)
+	}
+}
