@@ -27,7 +27,7 @@ func (s *Service) api(v *Volume) volume.Volume {
 	if r.Driver == localDriver {
 		out.Mountpoint = s.local.data(r.Name)
 	} else {
-		out.Mountpoint = v.path
+		out.Mountpoint, out.Scope = v.path, s.scopeOf(r.Driver)
 	}
 	return out
 }
@@ -73,11 +73,7 @@ func (s *Service) find(f filter.Args, more func(*Volume) bool) []*Volume {
 
 // Inspect tells about one volume.
 func (s *Service) Inspect(ctx context.Context, name string) (volume.Volume, error) {
-	v := s.get(name)
-	if v == nil {
-		s.adoptFromPlugins(ctx)
-		v = s.get(name)
-	}
+	v := s.lookup(ctx, name)
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -164,11 +160,7 @@ func treeSize(dir string) (int64, error) {
 // Remove removes a volume that nobody holds. With force one that is not there is no
 // error, and one whose driver fails is forgotten.
 func (s *Service) Remove(ctx context.Context, name string, force bool) error {
-	v := s.get(name)
-	if v == nil && !force {
-		s.adoptFromPlugins(ctx)
-		v = s.get(name)
-	}
+	v := s.lookup(ctx, name)
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()

@@ -82,6 +82,7 @@ type pluginAnswer struct {
 }
 
 func (a *pluginAnswer) failure() string { return a.Err }
+func (a *pluginAnswer) answered() bool  { return a.Err != "" }
 
 func (d *pluginDriver) check(string, map[string]string) error { return nil }
 
@@ -90,7 +91,24 @@ func (d *pluginDriver) create(ctx context.Context, name string, options map[stri
 	if err := d.call(ctx, "Get", &pluginRequest{Name: name}, &out); err == nil && out.Volume != nil {
 		return out.Volume.Mountpoint, nil // known there already
 	}
-	return "", d.call(ctx, "Create", &pluginRequest{Name: name, Opts: options}, new(pluginAnswer))
+	if err := d.call(ctx, "Create", &pluginRequest{Name: name, Opts: options}, new(pluginAnswer)); err != nil {
+		return "", err
+	}
+	_ = d.scope() // asked once
+	return "", nil
+}
+
+// has asks whether the plugin knows a volume; when in doubt it does.
+func (d *pluginDriver) has(ctx context.Context, name string) (*pluginVolume, bool) {
+	var out pluginAnswer
+	err := d.call(ctx, "Get", &pluginRequest{Name: name}, &out)
+	if err != nil && !out.answered() {
+		return nil, true
+	}
+	if err != nil || out.Volume == nil || out.Volume.Name == "" {
+		return nil, false
+	}
+	return out.Volume, true
 }
 
 func (d *pluginDriver) remove(ctx context.Context, name string) error {
@@ -136,9 +154,19 @@ func (s *Service) Drivers() []string {
 	return append([]string{localDriver}, slices.Sorted(slices.Values(names))...)
 }
 
-// adoptFromPlugins learns of volumes that plugins have and nobody here has asked for
-// yet. Only plugins with a socket that listens now, or that were used, are asked.
-func (s *Service) adoptFromPlugins(ctx context.Context) (warnings []string) {
+// scopeOf is the scope of a driver's volumes, "local" as long as it was not asked.
+func (s *Service) scopeOf(driver string) string {
+	s.mu.RLock()
+	d, ok := s.drivers[driver].(*pluginDriver)
+	s.mu.RUnlock()
+	if !ok {
+		return "local"
+	}
+	return d.scope()
+}
+
+// pluginNames are the plugins that were used, and those that can be found now.
+func (s *Service) pluginNames() []string {
 	s.mu.RLock()
 	names := slices.Collect(maps.Keys(s.drivers))
 	for _, v := range s.vols {
@@ -147,33 +175,86 @@ func (s *Service) adoptFromPlugins(ctx context.Context) (warnings []string) {
 		}
 	}
 	s.mu.RUnlock()
-	for _, dir := range s.o.Plugins.Sockets {
+	for _, dir := range slices.Concat(s.o.Plugins.Sockets, s.o.Plugins.Specs) {
 		list, _ := os.ReadDir(dir) // none, mostly
 		for _, f := range list {
-			if name := strings.TrimSuffix(f.Name(), ".sock"); f.Type()&os.ModeSocket != 0 && !slices.Contains(names, name) {
+			ext := filepath.Ext(f.Name())
+			name := strings.TrimSuffix(f.Name(), ext)
+			if (ext == ".sock" || ext == ".spec" || ext == ".json") && name != "" && !slices.Contains(names, name) {
 				names = append(names, name)
 			}
 		}
 	}
+	return names
+}
+
+// askPlugins calls f for each volume plugin, in parallel; one that does not answer in
+// time is left out. The errors are told as warnings.
+func (s *Service) askPlugins(ctx context.Context, f func(ctx context.Context, name string, d *pluginDriver) error) (warnings []string) {
+	names := s.pluginNames()
+	if len(names) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
 	for _, name := range names {
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		drv, err := s.driver(ctx, name)
-		var out pluginAnswer
-		if d, ok := drv.(*pluginDriver); ok && err == nil {
-			err = d.call(ctx, "List", nil, &out)
-		}
-		cancel()
-		if err != nil {
-			if !errs.Is(err, errs.Invalid) { // a plugin of another kind
+		wg.Go(func() {
+			drv, err := s.driver(ctx, name)
+			if d, ok := drv.(*pluginDriver); ok && err == nil {
+				err = f(ctx, name, d)
+			}
+			if err != nil && !errs.Is(err, errs.Invalid) { // a plugin of another kind
+				mu.Lock()
+				defer mu.Unlock()
 				warnings = append(warnings, "list "+name+": "+err.Error())
 			}
-			continue
+		})
+	}
+	wg.Wait()
+	return warnings
+}
+
+// adoptFromPlugins learns of volumes that plugins have and nobody here has asked for yet.
+func (s *Service) adoptFromPlugins(ctx context.Context) (warnings []string) {
+	return s.askPlugins(ctx, func(ctx context.Context, name string, d *pluginDriver) error {
+		var out pluginAnswer
+		if err := d.call(ctx, "List", nil, &out); err != nil {
+			return err
 		}
 		for _, pv := range out.Volumes {
 			s.learn(name, pv)
 		}
+		return nil
+	})
+}
+
+// lookup finds a volume here, or with a plugin.
+func (s *Service) lookup(ctx context.Context, name string) *Volume {
+	if v := s.get(name); v != nil {
+		return v
 	}
-	return warnings
+	s.askPlugins(ctx, func(ctx context.Context, driver string, d *pluginDriver) error {
+		if pv, _ := d.has(ctx, name); pv != nil {
+			s.learn(driver, *pv)
+		}
+		return nil
+	})
+	return s.get(name)
+}
+
+// stale reports whether the plugin of a volume does not know it any more. v.mu is held.
+func (s *Service) stale(ctx context.Context, v *Volume) bool {
+	if v.rec.Driver == localDriver || len(s.holdersOf(v)) > 0 {
+		return false
+	}
+	drv, err := s.driver(ctx, v.rec.Driver)
+	if err != nil {
+		return false
+	}
+	_, has := drv.(*pluginDriver).has(ctx, v.rec.Name)
+	return !has
 }
 
 // learn records a volume that a plugin has told of.

@@ -337,8 +337,19 @@ func (s *Service) ensure(ctx context.Context, r Request) (v *Volume, made bool, 
 		r.Labels, r.Driver = labels, cmp.Or(r.Driver, localDriver)
 	}
 	for {
-		if v = s.get(name); v != nil {
+		if r.Driver == "" {
+			v = s.lookup(ctx, name)
+		} else {
+			v = s.get(name)
+		}
+		if v != nil {
 			v.mu.Lock()
+			if !v.gone && s.stale(ctx, v) {
+				if err := s.forget(v); err != nil {
+					v.mu.Unlock()
+					return fail(err)
+				}
+			}
 			if v.gone {
 				v.mu.Unlock()
 				continue
@@ -649,8 +660,8 @@ func (s *Service) Unmounted(name, holder string) {
 	}
 }
 
-// OpenIn opens subpath below the directory dir, "" for dir itself, without
-// following any link: what a container has made in a volume leads nowhere else.
+// OpenIn opens subpath below the directory dir, "" for dir itself. A link that a
+// container has made there may lead to another place below dir, and nowhere else.
 func OpenIn(dir, subpath string) (int, error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -667,7 +678,7 @@ func OpenIn(dir, subpath string) (int, error) {
 func OpenBelow(root int, dir, subpath string) (fd int, err error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	for range 64 { // EAGAIN: something was renamed meanwhile
 		if fd, err = unix.Openat2(root, subpath, &how); err != unix.EAGAIN && err != unix.EINTR { //nolint:errorlint // bare errnos
