@@ -70,9 +70,6 @@ func (s creator) resolveMounts(r *Record) ([]Mount, error) {
 		if !path.IsAbs(dest) {
 			return nil, errs.New(errs.Invalid, "invalid mount path: '%s' mount path must be absolute", dest)
 		}
-		if path.Clean(dest) == "/" {
-			return nil, errs.New(errs.Invalid, "invalid specification: destination can't be '/'")
-		}
 		o, err := tmpfsOptions(opts)
 		if err != nil {
 			return nil, err
