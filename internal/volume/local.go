@@ -23,7 +23,7 @@ type local struct {
 	uid, gid int
 }
 
-func (l *local) data(name string) string { return filepath.Join(l.dir, name, "_data") }
+func (l *local) data(name string) string { return l.dir + "/" + name + "/_data" }
 
 func (l *local) check(name string, o map[string]string) error {
 	if err := CheckName(name); err != nil {
