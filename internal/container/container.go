@@ -313,6 +313,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		return nil, err
 	}
 	s.keeper = kc
+	o.Networks.RelayBy(Nets{s}.relay)
 	close(s.ready)
 	recovery{s}.reconcile(hello)
 	o.Volumes.Keep(s.IsRunning)

@@ -8,8 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -109,6 +113,9 @@ func (c *Config) readFile(table []option) error {
 		if _, given := c.flags[o.name]; given && !o.merges {
 			continue
 		}
+		if string(raw) == "null" {
+			continue // as if it were not there
+		}
 		if err := o.value.SetJSON(raw); err != nil {
 			return fmt.Errorf("invalid value for %s: %w", o.fileKey(), err)
 		}
@@ -154,8 +161,8 @@ func (c *Config) conflicts(table []option, file map[string]json.RawMessage) erro
 
 // finish derives what follows from other options and checks the rest.
 func (c *Config) finish() error {
-	if c.API.TLSVerify {
-		c.API.TLS = true
+	if _, said := c.flags["tlsverify"]; said || c.API.TLSVerify {
+		c.API.TLS = true // also by --tlsverify=false
 	}
 	if c.PidFile == "" {
 		c.PidFile = c.ExecRoot + "/berthd.pid"
@@ -241,9 +248,12 @@ func (c *Config) check() error {
 	case c.Default.ShmSize <= 0:
 		return fmt.Errorf("default shm size must be greater than 0")
 	case c.Network.Bridge != "" && c.Network.BridgeIP != "":
-		return errors.New("You specified -b & --bip, mutually exclusive options. Please specify only one") //nolint:staticcheck // dockerd's words
+		return errors.New("failed to start daemon: You specified -b & --bip, mutually exclusive options. Please specify only one") //nolint:staticcheck // dockerd's words
 	case c.Network.FirewallBackend != "" && c.Network.FirewallBackend != "iptables" && c.Network.FirewallBackend != "nftables":
 		return fmt.Errorf("unknown firewall-backend %q", c.Network.FirewallBackend)
+	}
+	if _, _, err := c.Network.fwMark(); err != nil {
+		return fmt.Errorf("invalid bridge-accept-fwmark: %w", err)
 	}
 	if p := c.Default.SeccompProfile; strings.HasPrefix(p, "/") {
 		if _, err := os.Stat(p); err != nil {
@@ -252,6 +262,18 @@ func (c *Config) check() error {
 	}
 	if _, ok := c.Runtime.Runtimes[c.Runtime.Default]; !ok && c.Runtime.Default != "berth" && c.Runtime.Default != "runc" {
 		return fmt.Errorf("specified default runtime '%s' does not exist", c.Runtime.Default)
+	}
+	if _, ok := c.Runtime.Runtimes["runc"]; ok {
+		return errors.New("failed to start daemon: runtime name 'runc' is reserved")
+	}
+	// Nothing is run from there, but who names one means something.
+	if p, ok := c.flags["userland-proxy-path"]; ok && p != "" && c.Network.UserlandProxy {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("failed to start daemon: invalid userland-proxy-path: must be an absolute path: %s", p)
+		}
+		if _, err := exec.LookPath(p); err != nil {
+			return fmt.Errorf("failed to start daemon: invalid userland-proxy-path: %w", err)
+		}
 	}
 	for _, p := range c.Network.AddressPools {
 		if !p.Base.IsValid() || p.Size < p.Base.Bits() || p.Size > p.Base.Addr().BitLen() {
@@ -262,6 +284,26 @@ func (c *Config) check() error {
 		return fmt.Errorf("failed to set log opts: %w", err)
 	}
 	return nil
+}
+
+// fwMark reads the mark of packets that bridge networks accept: no mask, no mark.
+func (n *NetworkConfig) fwMark() (mark, mask uint32, err error) {
+	if n.AcceptFwMark == "" {
+		return 0, 0, nil
+	}
+	m, of, masked := strings.Cut(n.AcceptFwMark, "/")
+	v, err := strconv.ParseUint(m, 0, 32)
+	if err != nil {
+		return 0, 0, fmt.Errorf("invalid firewall mark %q: %w", n.AcceptFwMark, err)
+	}
+	if !masked {
+		return uint32(v), math.MaxUint32, nil
+	}
+	w, err := strconv.ParseUint(of, 0, 32)
+	if err != nil {
+		return 0, 0, fmt.Errorf("invalid firewall mask %q: %w", n.AcceptFwMark, err)
+	}
+	return uint32(v), uint32(w), nil
 }
 
 // warn logs what was configured and has no effect.

@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -119,6 +118,9 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 		s.takeDown(n)
 		return "", "", errs.Wrap(errs.Internal, advised(err), "cannot create the network "+n.Name)
 	}
+	if n.EnableIPv6 && n.Driver == "bridge" {
+		publisher{s}.forward(true)
+	}
 	s.mu.Lock()
 	if _, again := s.byName[n.Name]; again {
 		s.mu.Unlock()
@@ -157,10 +159,25 @@ func (bridgeDriver) read(n *Network) error {
 			n.Masq, err = strconv.ParseBool(v)
 		case optHostIP:
 			n.HostIP, err = netip.ParseAddr(v)
+		case optMode4:
+			n.Mode4, err = readMode(v)
+		case optMode6:
+			n.Mode6, err = readMode(v)
+		case optInhibit:
+			n.Inhibit, err = strconv.ParseBool(v)
+		case optTrusted:
+			n.Trusted, err = readTrusted(v)
+		case optSource4:
+			n.Source4, err = netip.ParseAddr(v)
+		case optSource6:
+			n.Source6, err = netip.ParseAddr(v)
 		}
 		if err != nil {
 			return errs.New(errs.Invalid, "failed to parse %s value: %q (%v)", k, v, err)
 		}
+	}
+	if err := n.checkModes(); err != nil {
+		return err
 	}
 	return n.readMTU()
 }
@@ -262,8 +279,11 @@ func (s *Service) allocate(n *Network) (err error) {
 		return x.Subnet.Addr().BitLen() - y.Subnet.Addr().BitLen()
 	})
 	for i := range n.IPAM.Config {
-		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") {
-			c.Gateway = c.Subnet.Addr().Next()
+		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") && n.onBridge(c.Subnet.Addr()) {
+			c.Gateway = c.Subnet.Addr()
+			if c.Subnet.Bits() < c.Gateway.BitLen()-1 {
+				c.Gateway = c.Gateway.Next()
+			}
 		}
 	}
 	return nil
@@ -299,7 +319,7 @@ func (n *Network) open() {
 func (n *Network) gateways() []netip.Prefix {
 	var out []netip.Prefix
 	for _, c := range n.IPAM.Config {
-		if c.Gateway.IsValid() {
+		if c.Gateway.IsValid() && n.onBridge(c.Gateway) {
 			out = append(out, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
 		}
 	}
@@ -307,9 +327,12 @@ func (n *Network) gateways() []netip.Prefix {
 }
 
 func (n *Network) rules() firewall.Network {
-	f := firewall.Network{Bridge: n.Bridge, Internal: n.Internal, ICC: n.ICC, Masquerade: n.Masq}
+	f := firewall.Network{Bridge: n.Bridge, Internal: n.Internal, ICC: n.ICC, Masquerade: n.Masq, Trusted: n.Trusted, Source4: n.Source4, Source6: n.Source6}
 	for _, c := range n.IPAM.Config {
 		f.Subnets = append(f.Subnets, c.Subnet)
+	}
+	for i, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		f.Open[i], f.Routed[i] = n.mode(a) == modeUnprotected, n.mode(a) == modeRouted
 	}
 	return f
 }
@@ -343,14 +366,14 @@ const DefaultBridge = "berth0"
 // defaultBridge makes the network "bridge", as the configuration has it.
 func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	c := &s.o.Config
-	n := &Network{Bridge: DefaultBridge, MTU: c.MTU, ICC: c.ICC, Masq: c.Masquerade, HostIP: c.DefaultIP}
+	n := &Network{Bridge: c.OwnBridge, MTU: c.MTU, ICC: c.ICC, Masq: c.Masquerade, HostIP: c.DefaultIP}
 	n.Name, n.ID, n.Created, n.Scope, n.Driver = "bridge", builtinID("bridge", created), created, "local", "bridge"
 	n.EnableIPv4, n.EnableIPv6, n.Labels = true, c.IPv6, map[string]string{}
 	n.IPAM.Driver = "default"
 	if n.MTU == 0 {
 		n.MTU = bridge.DefaultMTU()
 	}
-	own := c.Bridge == "" || c.Bridge == DefaultBridge
+	own := c.Bridge == "" || c.Bridge == c.OwnBridge
 	var cfg network.IPAMConfig
 	switch {
 	case !own:
@@ -370,7 +393,7 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	case c.BridgeIP.IsValid():
 		cfg.Subnet, cfg.Gateway = c.BridgeIP.Masked(), c.BridgeIP.Addr()
 	default:
-		p, err := s.defaultSubnet(created)
+		p, err := s.defaultSubnet()
 		if err != nil {
 			return nil, err
 		}
@@ -395,7 +418,11 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 		if c.BridgeIP6.IsValid() {
 			gw = c.BridgeIP6.Addr()
 		}
-		n.IPAM.Config = append(n.IPAM.Config, network.IPAMConfig{Subnet: p, Gateway: gw})
+		six := network.IPAMConfig{Subnet: p, Gateway: gw}
+		if c.Gateway6.IsValid() {
+			six.AuxAddress = map[string]netip.Addr{"DefaultGatewayIPv6": c.Gateway6}
+		}
+		n.IPAM.Config = append(n.IPAM.Config, six)
 	}
 	host := "0.0.0.0"
 	if c.DefaultIP.IsValid() {
@@ -411,39 +438,60 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	return n, err
 }
 
-// defaultSubnet is that of the default bridge: the same at each boot, Docker's where
-// the host does not use it.
-func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
+// defaultSubnet is that of the default bridge: the same at each boot; the first of the
+// administrator's pools, or else Docker's where the host does not use it.
+func (s *Service) defaultSubnet() (netip.Prefix, error) {
 	var p netip.Prefix
-	if ok, err := s.o.DB.Get(bucket, "default-subnet", &p); err == nil && ok {
+	have, _ := bridge.Addresses(s.o.Config.OwnBridge)
+	there := func() bool { // our own bridge of an earlier engine
+		return slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p })
+	}
+	if ok, err := s.o.DB.Get(bucket, "default-subnet", &p); err == nil && ok && (!s.askedPools || there() || s.space.Pooled(p)) {
 		return p, nil
 	}
 	p = netip.MustParsePrefix("172.17.0.0/16")
 	routes, _ := bridge.HostRoutes()
-	if slices.ContainsFunc(routes, p.Overlaps) {
-		// Our own bridge of an earlier engine is no reason to go elsewhere.
-		if have, err := bridge.Addresses(DefaultBridge); err != nil || !slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p }) {
-			if p, err = s.space.Choose(false, routes); err != nil {
-				return p, err
-			}
+	if s.askedPools || slices.ContainsFunc(routes, p.Overlaps) && !there() {
+		var err error
+		if p, err = s.space.Choose(false, routes); err != nil {
+			return p, err
 		}
 	}
 	return p, s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(bucket, "default-subnet", p) })
 }
 
-// forward turns IP forwarding on.
-func forward(ipv6 bool, log *slog.Logger) {
-	files := []string{"/proc/sys/net/ipv4/ip_forward"}
-	if ipv6 {
-		files = append(files, "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/default/forwarding")
+// forward turns IP forwarding on, for IPv6 with the first network that has it. A host
+// that forwards for its containers is not to become everybody's router: what the engine
+// has turned on is for them only, and remembered until the host boots again.
+func (s publisher) forward(ipv6 bool) {
+	if !s.o.Config.Forward || s.o.Config.Bridge == "none" {
+		return
 	}
+	family, files := 0, []string{"/proc/sys/net/ipv4/ip_forward"}
+	if ipv6 {
+		family, files = 1, []string{"/proc/sys/net/ipv6/conf/default/forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"}
+	}
+	key := "forward" + strconv.Itoa(family)
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	for _, f := range files {
-		if raw, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(raw)) == "1" {
+		raw, err := os.ReadFile(f)
+		if err != nil || strings.TrimSpace(string(raw)) == "1" {
 			continue
 		}
 		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
-			log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+			continue
 		}
+		_ = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, key, string(boot)) })
+	}
+	var ours string
+	_, _ = s.o.DB.Get(bucket, key, &ours)
+	s.mu.Lock()
+	s.policy.Drop[family] = ours == string(boot) && !s.o.Config.NoDrop
+	p := s.policy
+	s.mu.Unlock()
+	if s.fw != nil {
+		s.fw.SetPolicy(p)
 	}
 }
 
@@ -461,10 +509,11 @@ func (s *Service) restoreRules() error {
 		}
 	}
 	s.mu.RLock()
-	for _, b := range s.sandboxes {
-		ports = append(ports, b.mappings()...)
+	all := slices.Collect(maps.Values(s.sandboxes))
+	s.mu.RUnlock()
+	for _, b := range all {
+		ports = append(ports, (publisher{s}).mappings(b)...)
 		links = append(links, b.Links...)
 	}
-	s.mu.RUnlock()
 	return s.fw.Restore(nets, ports, links)
 }

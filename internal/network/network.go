@@ -34,6 +34,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -41,6 +42,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
+	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
@@ -50,6 +52,7 @@ import (
 // Config is the daemon's configuration of networks.
 type Config struct {
 	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
+	OwnBridge   string // the name of the engine's own; "" is DefaultBridge
 	BridgeIP    netip.Prefix
 	BridgeIP6   netip.Prefix
 	FixedCIDR   netip.Prefix
@@ -60,9 +63,15 @@ type Config struct {
 	MTU         int        // 0 is that of the default route
 	ICC         bool
 	Masquerade  bool
-	Forward     bool // turn forwarding on
-	Firewall    bool // write rules
-	IPv6        bool // on the default bridge
+	AllowDirect bool   // published ports answer at the containers' own addresses, too
+	Mark        uint32 // packets with this mark, as far as MarkMask tells, pass to all containers; no mask: none do
+	MarkMask    uint32
+	NoDrop      bool                         // others' packets are forwarded also where the engine turned forwarding on
+	Relay       bool                         // ports that the kernel cannot send on are passed on by a program
+	Defaults    map[string]map[string]string // options of new networks, by driver
+	Forward     bool                         // turn forwarding on
+	Firewall    bool                         // write rules
+	IPv6        bool                         // on the default bridge
 	Pools       []ipam.Pool
 	Table       string // of the firewall
 	HostGateway []netip.Addr
@@ -85,6 +94,13 @@ type Network struct {
 	Masq   bool   `json:"masq,omitempty"`
 	HostIP netip.Addr
 
+	Mode4   string     `json:"mode4,omitempty"` // gateway modes, "" is nat
+	Mode6   string     `json:"mode6,omitempty"`
+	Inhibit bool       `json:"inhibit,omitempty"` // the host has no IPv4 address on the bridge
+	Trusted []string   `json:"trusted,omitempty"` // interfaces by which published ports are reached at the containers' own addresses
+	Source4 netip.Addr `json:"source4,omitzero"`  // containers speak to the world by it
+	Source6 netip.Addr `json:"source6,omitzero"`
+
 	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
 	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
 
@@ -106,6 +122,8 @@ type Service struct {
 	makes   *maker
 	unwatch func() // ends the firewall's watch
 
+	askedPools bool // the pools are the administrator's choice
+
 	mu        sync.RWMutex
 	nets      map[string]*Network // by id
 	byName    map[string]*Network
@@ -113,7 +131,8 @@ type Service struct {
 	ports     ports
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
-	upstream  upstream
+	relays    atomic.Pointer[relayer]
+	policy    firewall.Policy
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -121,8 +140,12 @@ const bucket, sandboxBucket = "network", "sandbox"
 // Open reads the networks, makes what they need on the host, and begins to
 // make namespaces ahead.
 func Open(o Options) (*Service, error) {
-	if len(o.Config.Pools) == 0 {
+	asked := len(o.Config.Pools) > 0
+	if !asked {
 		o.Config.Pools = ipam.DefaultPools()
+	}
+	if o.Config.OwnBridge == "" {
+		o.Config.OwnBridge = DefaultBridge
 	}
 	if o.Config.Table == "" {
 		o.Config.Table = "berth"
@@ -131,8 +154,8 @@ func Open(o Options) (*Service, error) {
 		o.Event = func(events.Action, string, map[string]string) {}
 	}
 	s := &Service{
-		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
-		ports: ports{taken: map[portKey]string{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
+		o: o, askedPools: asked, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
+		ports: ports{taken: map[portKey][]holder{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
 	}
 	if o.Config.Firewall {
 		s.fw = firewall.New(o.Config.Table)
@@ -221,7 +244,9 @@ func (s *Service) load() error {
 		s.add(n)
 	}
 	var lack error
-	if s.o.Config.Bridge != "none" {
+	if s.o.Config.Bridge == "none" {
+		bridge.RemoveUnused(s.o.Config.OwnBridge) // of an engine before that had one
+	} else {
 		n, err := s.defaultBridge(created)
 		if err != nil && (n == nil || !lacks(err)) {
 			return errs.Wrap(errs.Internal, err, "failed to start daemon: Error initializing network controller")
@@ -230,8 +255,13 @@ func (s *Service) load() error {
 		lack = err
 	}
 	s.loadSandboxes()
-	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
-		forward(s.o.Config.IPv6, s.o.Log)
+	s.policy = firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask}
+	publisher{s}.forward(false)
+	if slices.ContainsFunc(s.all(), func(n *Network) bool { return n.EnableIPv6 && n.Driver == "bridge" }) {
+		publisher{s}.forward(true)
+	}
+	if s.fw != nil {
+		s.fw.SetPolicy(s.policy)
 	}
 	if err := s.restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)
@@ -290,6 +320,14 @@ func (s *Service) ID(name string) string {
 		return n.ID
 	}
 	return ""
+}
+
+// HasIPv6 reports whether a network, by name or id, has IPv6.
+func (s *Service) HasIPv6(ref string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, err := s.find(ref)
+	return err == nil && n.EnableIPv6
 }
 
 func (s *Service) all() []*Network {

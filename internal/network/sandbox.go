@@ -97,13 +97,6 @@ func (b *Sandbox) attachment() *Attachment {
 // FD is the descriptor of the sandbox's namespace, once: the caller closes it.
 func (b *Sandbox) FD() int { return b.fd }
 
-func (b *Sandbox) mappings() []firewall.Mapping {
-	if len(b.Bindings) == 0 || b.Through >= len(b.Endpoints) {
-		return nil
-	}
-	return mappings(b.Bindings, b.Endpoints[b.Through])
-}
-
 // Attach makes the sandbox of a container: namespace, interfaces, addresses,
 // ports. Everything is undone when one of them cannot be had.
 func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err error) {
@@ -303,6 +296,7 @@ func (s *Service) Keep(pid func(container string) int) {
 			s.Release(b.Container)
 			continue
 		}
+		(publisher{s}).keepRelays(b)
 		if b.Resolver == 0 || b.resolver != nil {
 			continue
 		}
@@ -479,6 +473,8 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		*have, *gw = netip.PrefixFrom(a, c.Subnet.Bits()), c.Gateway
 		if aux, ok := c.AuxAddress["DefaultGatewayIPv4"]; ok && a.Is4() {
 			*gw = aux
+		} else if aux, ok := c.AuxAddress["DefaultGatewayIPv6"]; ok && a.Is6() {
+			*gw = aux
 		}
 	}
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
@@ -588,6 +584,10 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 			n.release(ep)
 			return err
 		}
+	} else if old != nil {
+		if err := (publisher{s}).rearrange((publisher{s}).mappings(old), (publisher{s}).mappings(b)); err != nil {
+			return err
+		}
 	}
 	if n.named() && b.resolver == nil {
 		if b.resolver, err = dns.Open(ns, 0); err != nil {
@@ -620,6 +620,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		return nil
 	}
 	ep := old.Endpoints[i]
+	was := (publisher{s}).mappings(old)
 	b := &Sandbox{}
 	*b = *old
 	b.fd = -1
@@ -627,7 +628,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	switch {
 	case i == old.Through:
 		(publisher{s}).withdraw(old)
-		b.Bindings, b.Through = nil, 0
+		b.Bindings, b.Through, was = nil, 0, nil
 	case i < old.Through:
 		b.Through--
 	}
@@ -647,6 +648,8 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {
 			s.o.Log.Warn("published ports are not taken over by another network", "container", container, "error", err)
 		}
+	} else if err := (publisher{s}).rearrange(was, (publisher{s}).mappings(b)); err != nil {
+		s.o.Log.Warn("cannot close published ports on a network that was left", "container", container, "error", err)
 	}
 	if err := s.keep(b); err != nil {
 		return err

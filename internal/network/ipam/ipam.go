@@ -86,6 +86,11 @@ func (s *Space) Choose(v6 bool, avoid []netip.Prefix) (netip.Prefix, error) {
 	return netip.Prefix{}, ErrExhausted
 }
 
+// Pooled reports whether a subnet is one that Choose could have taken.
+func (s *Space) Pooled(p netip.Prefix) bool {
+	return slices.ContainsFunc(s.pools, func(o Pool) bool { return o.Base.Overlaps(p) && p.Bits() == o.Bits })
+}
+
 // Release gives a subnet back.
 func (s *Space) Release(p netip.Prefix) {
 	s.mu.Lock()
@@ -130,9 +135,11 @@ func NewSubnet(p, within netip.Prefix) *Subnet {
 		within = p
 	}
 	s := &Subnet{Prefix: p.Masked(), within: within.Masked(), taken: map[netip.Addr]bool{}}
-	s.taken[s.Prefix.Addr()] = true
-	if p.Addr().Is4() && p.Bits() < 31 {
-		s.taken[last(s.Prefix)] = true
+	if p.Bits() < p.Addr().BitLen()-1 { // a network of two has neither its own address nor one of all (RFC 3021, 6164)
+		s.taken[s.Prefix.Addr()] = true
+		if p.Addr().Is4() {
+			s.taken[last(s.Prefix)] = true
+		}
 	}
 	s.next = s.within.Addr()
 	return s
