@@ -41,7 +41,7 @@ func (s *Service) List(ctx context.Context, f filter.Args) (volume.ListResponse,
 	if err != nil {
 		return volume.ListResponse{}, err
 	}
-	warnings := s.adoptFromPlugins(ctx)
+	warnings := plugins{s}.adopt(ctx)
 	list := s.find(f, func(v *Volume) bool { return !f.Has("dangling") || dangling == (len(v.holders) == 0) })
 	out := volume.ListResponse{Volumes: make([]volume.Volume, 0, len(list)), Warnings: warnings}
 	for _, v := range list {
@@ -73,7 +73,7 @@ func (s *Service) find(f filter.Args, more func(*Volume) bool) []*Volume {
 
 // Inspect tells about one volume.
 func (s *Service) Inspect(ctx context.Context, name string) (volume.Volume, error) {
-	v := s.lookup(ctx, name)
+	v := plugins{s}.lookup(ctx, name)
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -160,7 +160,7 @@ func treeSize(dir string) (int64, error) {
 // Remove removes a volume that nobody holds. With force one that is not there is no
 // error, and one whose driver fails is forgotten.
 func (s *Service) Remove(ctx context.Context, name string, force bool) error {
-	v := s.lookup(ctx, name)
+	v := plugins{s}.lookup(ctx, name)
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()

@@ -154,6 +154,9 @@ func (s *Service) Drivers() []string {
 	return append([]string{localDriver}, slices.Sorted(slices.Values(names))...)
 }
 
+// plugins are what the service has of drivers that are not its own.
+type plugins struct{ *Service }
+
 // scopeOf is the scope of a driver's volumes, "local" as long as it was not asked.
 func (s *Service) scopeOf(driver string) string {
 	s.mu.RLock()
@@ -165,8 +168,8 @@ func (s *Service) scopeOf(driver string) string {
 	return d.scope()
 }
 
-// pluginNames are the plugins that were used, and those that can be found now.
-func (s *Service) pluginNames() []string {
+// names are the plugins that were used, and those that can be found now.
+func (s plugins) names() []string {
 	s.mu.RLock()
 	names := slices.Collect(maps.Keys(s.drivers))
 	for _, v := range s.vols {
@@ -188,10 +191,10 @@ func (s *Service) pluginNames() []string {
 	return names
 }
 
-// askPlugins calls f for each volume plugin, in parallel; one that does not answer in
+// ask calls f for each volume plugin, in parallel; one that does not answer in
 // time is left out. The errors are told as warnings.
-func (s *Service) askPlugins(ctx context.Context, f func(ctx context.Context, name string, d *pluginDriver) error) (warnings []string) {
-	names := s.pluginNames()
+func (s plugins) ask(ctx context.Context, f func(ctx context.Context, name string, d *pluginDriver) error) (warnings []string) {
+	names := s.names()
 	if len(names) == 0 {
 		return nil
 	}
@@ -216,9 +219,9 @@ func (s *Service) askPlugins(ctx context.Context, f func(ctx context.Context, na
 	return warnings
 }
 
-// adoptFromPlugins learns of volumes that plugins have and nobody here has asked for yet.
-func (s *Service) adoptFromPlugins(ctx context.Context) (warnings []string) {
-	return s.askPlugins(ctx, func(ctx context.Context, name string, d *pluginDriver) error {
+// adopt learns of volumes that plugins have and nobody here has asked for yet.
+func (s plugins) adopt(ctx context.Context) (warnings []string) {
+	return s.ask(ctx, func(ctx context.Context, name string, d *pluginDriver) error {
 		var out pluginAnswer
 		if err := d.call(ctx, "List", nil, &out); err != nil {
 			return err
@@ -231,11 +234,11 @@ func (s *Service) adoptFromPlugins(ctx context.Context) (warnings []string) {
 }
 
 // lookup finds a volume here, or with a plugin.
-func (s *Service) lookup(ctx context.Context, name string) *Volume {
+func (s plugins) lookup(ctx context.Context, name string) *Volume {
 	if v := s.get(name); v != nil {
 		return v
 	}
-	s.askPlugins(ctx, func(ctx context.Context, driver string, d *pluginDriver) error {
+	s.ask(ctx, func(ctx context.Context, driver string, d *pluginDriver) error {
 		if pv, _ := d.has(ctx, name); pv != nil {
 			s.learn(driver, *pv)
 		}
@@ -245,7 +248,7 @@ func (s *Service) lookup(ctx context.Context, name string) *Volume {
 }
 
 // stale reports whether the plugin of a volume does not know it any more. v.mu is held.
-func (s *Service) stale(ctx context.Context, v *Volume) bool {
+func (s plugins) stale(ctx context.Context, v *Volume) bool {
 	if v.rec.Driver == localDriver || len(s.holdersOf(v)) > 0 {
 		return false
 	}
@@ -258,7 +261,7 @@ func (s *Service) stale(ctx context.Context, v *Volume) bool {
 }
 
 // learn records a volume that a plugin has told of.
-func (s *Service) learn(driver string, pv pluginVolume) {
+func (s plugins) learn(driver string, pv pluginVolume) {
 	s.mu.Lock()
 	if pv.Name == "" || s.vols[pv.Name] != nil {
 		s.mu.Unlock()

@@ -151,15 +151,18 @@ func Open(o Options) (*Service, error) {
 			v.holders[key[at+1:]] = struct{}{}
 		}
 	}
-	return s, s.recover()
+	return s, boot{s}.recover()
 }
 
 func newVolume(r Record) *Volume {
 	return &Volume{rec: r, users: map[string]struct{}{}, holders: map[string]struct{}{}}
 }
 
+// boot is what the service does before it serves.
+type boot struct{ *Service }
+
 // recover brings records and directories to agreement.
-func (s *Service) recover() error {
+func (s boot) recover() error {
 	for name, v := range s.vols {
 		switch {
 		case v.rec.Driver != localDriver: // its plugin knows
@@ -221,7 +224,7 @@ func (s *Service) recover() error {
 }
 
 // dropCopy removes half a copy. Under the volume's lock no other one is being made.
-func (s *Service) dropCopy(name string) {
+func (s boot) dropCopy(name string) {
 	v := s.get(name)
 	if v == nil {
 		return
@@ -242,7 +245,7 @@ func exists(path string) bool {
 }
 
 // adopt makes a record for a directory that somebody has put there.
-func (s *Service) adopt(name string) error {
+func (s boot) adopt(name string) error {
 	fi, err := os.Lstat(s.local.data(name))
 	if err != nil || !fi.IsDir() {
 		return nil //nolint:nilerr // no volume
@@ -338,13 +341,13 @@ func (s *Service) ensure(ctx context.Context, r Request) (v *Volume, made bool, 
 	}
 	for {
 		if r.Driver == "" {
-			v = s.lookup(ctx, name)
+			v = plugins{s}.lookup(ctx, name)
 		} else {
 			v = s.get(name)
 		}
 		if v != nil {
 			v.mu.Lock()
-			if !v.gone && s.stale(ctx, v) {
+			if !v.gone && (plugins{s}).stale(ctx, v) {
 				if err := s.forget(v); err != nil {
 					v.mu.Unlock()
 					return fail(err)
