@@ -2,6 +2,9 @@ package archive
 
 import (
 	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,8 +35,15 @@ type copier struct {
 	root    int
 	links   map[fileID]string
 	own     func(Owner) (Owner, error) // nil keeps owners
-	noClone bool                       // the file system does not share blocks
+	noClone atomic.Bool                // the file system does not share blocks
 }
+
+const (
+	manyFiles = 32       // of a directory: they are copied by several at once
+	smallFile = 64 << 10 // bytes; more is copied in the kernel
+)
+
+var smallBuffers = sync.Pool{New: func() any { return new([smallFile]byte) }}
 
 // dir copies the content of an open directory into another and then its attributes.
 func (c *copier) dir(src, dst int, path string, depth int) error {
@@ -47,6 +57,11 @@ func (c *copier) dir(src, dst int, path string, depth int) error {
 	if err != nil {
 		return pathError("read", path, err)
 	}
+	if len(names) >= manyFiles {
+		if names, err = c.plain(src, dst, path, names); err != nil {
+			return err
+		}
+	}
 	for _, n := range names {
 		if err := c.one(src, dst, n, join(path, n), depth); err != nil {
 			return err
@@ -57,6 +72,49 @@ func (c *copier) dir(src, dst int, path string, depth int) error {
 		return pathError("stat", path, err)
 	}
 	return pathError("set attributes of", path, c.attributes(src, dst, &st))
+}
+
+// plain copies the regular files with one name among those of a directory, several at
+// once, and returns the names of the rest.
+func (c *copier) plain(src, dst int, path string, names []string) (rest []string, err error) {
+	var next atomic.Int64
+	var mu sync.Mutex // guards rest and err
+	var work sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), 4) {
+		work.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(names) {
+					return
+				}
+				var st unix.Stat_t
+				ferr := c.ctx.Err()
+				if ferr == nil {
+					ferr = unix.Fstatat(src, names[i], &st, unix.AT_SYMLINK_NOFOLLOW)
+				}
+				if ferr == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1) {
+					mu.Lock()
+					rest = append(rest, names[i])
+					mu.Unlock()
+					continue
+				}
+				if ferr == nil {
+					ferr = c.regular(src, dst, names[i], &st)
+				}
+				if ferr != nil {
+					next.Store(int64(len(names))) // the others end
+					mu.Lock()
+					if err == nil {
+						err = pathError("copy", join(path, names[i]), ferr)
+					}
+					mu.Unlock()
+					return
+				}
+			}
+		})
+	}
+	work.Wait()
+	return rest, err
 }
 
 func (c *copier) attributes(src, dst int, st *unix.Stat_t) error {
@@ -163,12 +221,20 @@ func (c *copier) data(s, d int, st *unix.Stat_t) error {
 	if st.Size == 0 {
 		return nil
 	}
-	if !c.noClone {
+	if !c.noClone.Load() {
 		err := unix.IoctlFileClone(d, s)
 		if err == nil {
 			return nil
 		}
-		c.noClone = err == unix.EOPNOTSUPP || err == unix.EXDEV || err == unix.ENOTTY
+		if err == unix.EOPNOTSUPP || err == unix.EXDEV || err == unix.ENOTTY {
+			c.noClone.Store(true)
+		}
+	}
+	if st.Size <= smallFile && st.Blocks*512 >= st.Size {
+		done, err := copySmall(s, d, st.Size)
+		if done || err != nil {
+			return err
+		}
 	}
 	if err := unix.Ftruncate(d, st.Size); err != nil {
 		return err
@@ -195,6 +261,22 @@ func (c *copier) data(s, d int, st *unix.Stat_t) error {
 		off = end
 	}
 	return c.ctx.Err()
+}
+
+// copySmall copies a small file by one read and one write. It reports whether that was
+// all; else nothing was written.
+func copySmall(s, d int, size int64) (done bool, err error) {
+	buf := smallBuffers.Get().(*[smallFile]byte) //nolint:forcetypeassert // the pool has nothing else
+	defer smallBuffers.Put(buf)
+	n, err := unix.Pread(s, buf[:size], 0)
+	if err != nil || int64(n) != size {
+		return false, nil //nolint:nilerr // the other way tells
+	}
+	w, err := unix.Pwrite(d, buf[:n], 0)
+	if err == nil && w != n {
+		err = unix.ENOSPC
+	}
+	return err == nil, err
 }
 
 func copyRange(s, d int, off, end int64) error {
@@ -228,4 +310,24 @@ func copyByHand(s, d int, off, end int64) error {
 		off += int64(n)
 	}
 	return nil
+}
+
+// CopyAttributes gives the directory to the owner, mode, extended attributes and
+// times of the directory from.
+func CopyAttributes(from, to int) error {
+	src, err := openDirAt(from, ".")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	dst, err := openDirAt(to, ".")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dst)
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return err
+	}
+	return (&copier{}).attributes(src, dst, &st)
 }

@@ -34,7 +34,10 @@ func (o *containerOptions) parse(cli *CLI) (*container.CreateRequest, error) {
 	if o.swappiness != -1 && (o.swappiness < 0 || o.swappiness > 100) {
 		return nil, fmt.Errorf("invalid value: %d. Valid memory swappiness range is 0-100", o.swappiness)
 	}
-	binds, volumes := o.splitVolumes()
+	binds, volumes, err := o.splitVolumes()
+	if err != nil {
+		return nil, err
+	}
 	tmpfs := map[string]string{}
 	for _, t := range o.tmpfs.values {
 		k, v, _ := strings.Cut(t, ":")
@@ -199,7 +202,7 @@ func addrs(l []string) []netip.Addr {
 }
 
 // splitVolumes tells binds and named volumes from anonymous volumes.
-func (o *containerOptions) splitVolumes() (binds []string, anonymous map[string]struct{}) {
+func (o *containerOptions) splitVolumes() (binds []string, anonymous map[string]struct{}, err error) {
 	anonymous = map[string]struct{}{}
 	seen := map[string]bool{}
 	for _, v := range o.volumes.values {
@@ -207,6 +210,15 @@ func (o *containerOptions) splitVolumes() (binds []string, anonymous map[string]
 			continue
 		}
 		seen[v] = true
+		parts := strings.Split(v, ":")
+		for i, p := range parts {
+			switch {
+			case i == 3:
+				return nil, nil, fmt.Errorf("invalid spec: %s: too many colons", v)
+			case p == "" && v != "":
+				return nil, nil, fmt.Errorf("invalid spec: %s: empty section between colons", v)
+			}
+		}
 		host, target, ok := strings.Cut(v, ":")
 		if !ok {
 			anonymous[v] = struct{}{}
@@ -219,7 +231,7 @@ func (o *containerOptions) splitVolumes() (binds []string, anonymous map[string]
 		}
 		binds = append(binds, v)
 	}
-	return binds, anonymous
+	return binds, anonymous, nil
 }
 
 func (o *containerOptions) addExposed(ports network.PortSet) error {

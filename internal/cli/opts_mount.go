@@ -81,6 +81,8 @@ func (p *mountParser) field(f string) error {
 			p.volume().NoCopy = true
 		case "bind-nonrecursive":
 			p.bind().NonRecursive = true
+		case "bind-create-src":
+			p.bind().CreateMountpoint = true
 		default:
 			return fmt.Errorf("invalid field '%s' must be a key=value pair", f)
 		}
@@ -114,6 +116,8 @@ func (p *mountParser) field(f string) error {
 		p.bind().Propagation = mount.Propagation(strings.ToLower(val))
 	case "bind-nonrecursive":
 		p.bind().NonRecursive, err = boolean()
+	case "bind-create-src":
+		p.bind().CreateMountpoint, err = boolean()
 	case "bind-recursive":
 		switch val {
 		case "enabled":

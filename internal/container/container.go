@@ -51,6 +51,7 @@ import (
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/state"
 	"berth.dev/berth/internal/systemd"
+	"berth.dev/berth/internal/volume"
 )
 
 // ID is a container's id: 64 hexadecimal digits.
@@ -76,11 +77,17 @@ type Record struct {
 	Driver     string                    `json:"driver"`
 }
 
-// Mount is one bind or tmpfs of a container, resolved at create.
+// Mount is one mount of a container, resolved at create.
 type Mount struct {
 	container.MountPoint
-	Options  []string `json:"options,omitempty"`  // fstab words
-	MakeHost bool     `json:"makeHost,omitempty"` // make a missing source directory
+	Options   []string `json:"options,omitempty"`   // fstab words
+	MakeHost  bool     `json:"makeHost,omitempty"`  // make a missing source directory
+	Subpath   string   `json:"subpath,omitempty"`   // of the volume or image, "" for all of it
+	NoCopy    bool     `json:"noCopy,omitempty"`    // do not fill an empty volume
+	Anonymous bool     `json:"anonymous,omitempty"` // a volume without a name, which may go with the container
+
+	want     *volume.Request // of a volume that is not held yet
+	declared bool            // by the image, or by a -v that names no source
 }
 
 // Status is what a container does. It persists in the bucket "status".
@@ -162,6 +169,7 @@ type Options struct {
 	Images    *image.Service
 	Snapshots *snapshot.Store
 	Networks  *netsvc.Service
+	Volumes   *volume.Service
 	IDMap     *idmap.Mapping // nil runs containers in the host's user namespace
 	Events    *events.Bus
 	Defaults  Defaults
@@ -308,6 +316,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	o.Networks.Outlive(outside{kc})
 	close(s.ready)
 	recovery{s}.reconcile(hello)
+	o.Volumes.Keep(s.IsRunning)
 	go shipping{s}.resume()
 	go recovery{s}.sweep(ctx)
 	return s, nil

@@ -2,18 +2,15 @@ package container
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"golang.org/x/sys/unix"
 
@@ -30,6 +27,7 @@ type CreateRequest struct {
 	Config           *container.Config
 	HostConfig       *container.HostConfig
 	NetworkingConfig *network.NetworkingConfig
+	ShallowReadOnly  bool // a read-only -v does not hold for what is mounted below it
 }
 
 // Create makes a container, which does not run yet. The steps are: validate,
@@ -87,6 +85,9 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 	if r.Mounts, err = (creator{s}).resolveMounts(r); err != nil {
 		return none, err
 	}
+	if req.ShallowReadOnly {
+		shallow(r.Mounts)
+	}
 
 	var u undo.Stack
 	defer u.Run()
@@ -94,6 +95,13 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 		return none, err
 	}
 	u.Add(func() { s.release(r.Name, r.ID) })
+	vols := volumes{s}
+	if len(r.Mounts) > 0 {
+		u.Add(func() { s.o.Volumes.Abandon(context.WithoutCancel(ctx), string(r.ID), r.volumes()) })
+		if err := vols.hold(ctx, r); err != nil {
+			return none, err
+		}
+	}
 	if err := s.o.Snapshots.Prepare(ctx, string(r.ID), img.Top()); err != nil {
 		return none, err
 	}
@@ -102,7 +110,19 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 		return none, err
 	}
 	c := &Container{execs: map[string]*Exec{}}
-	s.warmUp(c, r)
+	if vols.wantFill(r) {
+		root, err := s.prepareRoot(ctx, r)
+		if err != nil {
+			return none, err
+		}
+		c.keepWarm(root)
+		if err := vols.fill(ctx, r, root); err != nil {
+			c.dropWarm()
+			return none, err
+		}
+	} else {
+		s.warmUp(c, r)
+	}
 	st := &Status{Phase: Created}
 	// On disk some milliseconds from now. A container that is removed by
 	// itself need not outlive a power cut at all.
@@ -120,12 +140,16 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (container.Crea
 		if err := tx.Put("name", r.Name, r.ID); err != nil {
 			return err
 		}
+		if err := vols.commit(tx, r); err != nil {
+			return err
+		}
 		return tx.Put("ref", image.RefKey(r.Image, string(r.ID)), "container")
 	})
 	if err != nil {
 		c.dropWarm()
 		return none, err
 	}
+	s.o.Volumes.Committed(r.volumes())
 	u.Release()
 	c.rec.Store(r)
 	c.st.Store(st)
@@ -149,21 +173,36 @@ func (s *Service) warmUp(c *Container, r *Record) {
 	ch := make(chan int, 1)
 	c.warm.Store(&ch)
 	go func() {
-		fd, err := roots{s}.attachFor(context.Background(), r)
-		if err == nil {
-			if err = (roots{s}).makeWorkingDir(context.Background(), r, fd); err == nil {
-				err = launcher{s}.writeNetFiles(r)
-			}
-		}
+		fd, err := s.prepareRoot(context.Background(), r)
 		if err != nil {
-			if fd >= 0 {
-				_ = unix.Close(fd)
-			}
 			fd = -1 // the start tries again and reports
 		}
 		ch <- fd
 		time.AfterFunc(warmTime, c.dropWarm)
 	}()
+}
+
+// prepareRoot attaches the root filesystem of a new container, with all in it that a
+// start needs.
+func (s *Service) prepareRoot(ctx context.Context, r *Record) (int, error) {
+	fd, err := roots{s}.attachFor(ctx, r)
+	if err == nil {
+		if err = (roots{s}).makeWorkingDir(ctx, r, fd); err == nil {
+			err = launcher{s}.writeNetFiles(r)
+		}
+	}
+	if err != nil && fd >= 0 {
+		_ = unix.Close(fd)
+	}
+	return fd, err
+}
+
+// keepWarm is warmUp with a root that is there already.
+func (c *Container) keepWarm(fd int) {
+	ch := make(chan int, 1)
+	ch <- fd
+	c.warm.Store(&ch)
+	time.AfterFunc(warmTime, c.dropWarm)
 }
 
 // takeWarm returns the root made at create, -1 when there is none any more.
@@ -428,291 +467,4 @@ func (s creator) fillDefaults(hc *container.HostConfig) {
 			hc.MaskedPaths, hc.ReadonlyPaths = []string{}, []string{}
 		}
 	}
-}
-
-// resolveMounts turns binds, mounts and tmpfs into one list, sorted so that a
-// mount comes after those it lies in.
-func (s creator) resolveMounts(r *Record) ([]Mount, error) {
-	hc := r.HostConfig
-	var list []Mount
-	seen := map[string]bool{}
-	add := func(m Mount) error {
-		m.Destination = path.Clean(m.Destination)
-		if m.Destination == "/" {
-			return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config for type %q: invalid specification: destination can't be '/'", m.Source+":"+m.Destination, m.Type)
-		}
-		if seen[m.Destination] {
-			return errs.New(errs.Invalid, "Duplicate mount point: %s", m.Destination)
-		}
-		seen[m.Destination] = true
-		list = append(list, m)
-		return nil
-	}
-	inherited, err := s.volumesFrom(hc.VolumesFrom)
-	if err != nil {
-		return nil, err
-	}
-	for _, b := range hc.Binds {
-		m, err := parseBind(b)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.ownRoot(&m, strings.Contains(m.Mode, string(m.Propagation))); err != nil {
-			return nil, err
-		}
-		if err := add(m); err != nil {
-			return nil, err
-		}
-	}
-	for _, m := range hc.Mounts {
-		x, err := fromMount(m)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.ownRoot(&x, m.BindOptions != nil && m.BindOptions.Propagation != ""); err != nil {
-			return nil, err
-		}
-		if err := add(x); err != nil {
-			return nil, err
-		}
-	}
-	for dest, opts := range hc.Tmpfs {
-		if !path.IsAbs(dest) {
-			return nil, errs.New(errs.Invalid, "invalid mount path: '%s' mount path must be absolute", dest)
-		}
-		o, err := tmpfsOptions(opts)
-		if err != nil {
-			return nil, err
-		}
-		if err := add(Mount{MountPoint: container.MountPoint{Type: mount.TypeTmpfs, Destination: dest, RW: true}, Options: o}); err != nil {
-			return nil, err
-		}
-	}
-	for _, m := range inherited {
-		if !seen[m.Destination] { // an own mount there wins
-			seen[m.Destination] = true
-			list = append(list, m)
-		}
-	}
-	slices.SortStableFunc(list, func(a, b Mount) int {
-		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
-	})
-	return list, nil
-}
-
-// ownRoot makes a bind that shows the engine's own directory, or part of it, a
-// slave unless a propagation was asked for: what the engine unmounts there must
-// not live on in the container. A private copy, which would keep it, is refused.
-func (s creator) ownRoot(m *Mount, asked bool) error {
-	if m.Type != mount.TypeBind || !within(s.o.DataRoot, m.Source) && !within(m.Source, s.o.DataRoot) {
-		return nil
-	}
-	if asked {
-		if m.Propagation == mount.PropagationRSlave || m.Propagation == mount.PropagationRShared {
-			return nil
-		}
-		return errs.New(errs.Invalid, "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon root, daemon root: %q, bind mount source: %q, propagation: %q",
-			s.o.DataRoot, m.Source, m.Propagation)
-	}
-	for i, o := range m.Options {
-		if o == string(m.Propagation) {
-			m.Options[i] = string(mount.PropagationRSlave)
-		}
-	}
-	m.Propagation = mount.PropagationRSlave
-	return nil
-}
-
-func within(p, dir string) bool {
-	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/")
-}
-
-// volumesFrom returns the mounts of other containers, "name[:ro|:rw]" each; of
-// two at one place the later container's counts.
-func (s creator) volumesFrom(specs []string) ([]Mount, error) {
-	var list []Mount
-	for _, spec := range specs {
-		name, mode, hasMode := strings.Cut(spec, ":")
-		if name == "" {
-			return nil, errs.New(errs.Invalid, "invalid volumes-from specification: %s", spec)
-		}
-		readOnly := false
-		for _, w := range strings.Split(mode, ",") {
-			switch w {
-			case "ro":
-				readOnly = true
-			case "rw", "z", "Z", "nocopy":
-			default:
-				if hasMode {
-					return nil, errs.New(errs.Invalid, "invalid mode: %s", mode)
-				}
-			}
-		}
-		other, err := s.Get(name)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "%v", err) // not as "not found": that would be the image
-		}
-		for _, m := range other.Record().Mounts {
-			if _, tmpfs := other.Record().HostConfig.Tmpfs[m.Destination]; tmpfs {
-				continue
-			}
-			if hasMode {
-				m.Mode = mode
-			}
-			if readOnly && m.RW {
-				m.RW, m.Options = false, append(slices.Clone(m.Options), roOption(slices.Contains(m.Options, "rbind")))
-			}
-			list = slices.DeleteFunc(list, func(o Mount) bool { return o.Destination == m.Destination })
-			list = append(list, m)
-		}
-	}
-	return list, nil
-}
-
-// parseBind reads "source:destination[:options]".
-func parseBind(spec string) (Mount, error) {
-	bad := func(why string) (Mount, error) {
-		return Mount{}, errs.New(errs.Invalid, "invalid volume specification: '%s'%s", spec, why)
-	}
-	f := strings.Split(spec, ":")
-	if len(f) < 2 || len(f) > 3 || f[0] == "" || f[1] == "" {
-		return bad("")
-	}
-	m := Mount{MountPoint: container.MountPoint{Type: mount.TypeBind, Source: f[0], Destination: f[1], RW: true}, MakeHost: true}
-	if !path.IsAbs(f[1]) {
-		return bad(fmt.Sprintf(": invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", f[1]))
-	}
-	if !path.IsAbs(f[0]) {
-		if strings.Contains(f[0], "/") {
-			return bad(fmt.Sprintf(": %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", f[0]))
-		}
-		return Mount{}, errs.New(errs.NotImplemented, "volume %s: this engine has no named volumes yet; use a host directory by its absolute path", f[0])
-	}
-	m.Source = path.Clean(f[0])
-	prop := mount.PropagationRPrivate
-	rec := "rbind"
-	if len(f) == 3 {
-		m.Mode = f[2]
-		for _, o := range strings.Split(f[2], ",") {
-			switch o {
-			case "ro":
-				m.RW = false
-			case "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "":
-			case "rprivate", "private", "rshared", "shared", "rslave", "slave":
-				prop = mount.Propagation(o)
-			case "bind":
-				rec = "bind"
-			case "rbind":
-			default:
-				return bad(fmt.Sprintf(": invalid mode: %s", f[2]))
-			}
-		}
-	}
-	m.Propagation = prop
-	m.Options = []string{rec, string(prop)}
-	if !m.RW {
-		m.Options = append(m.Options, roOption(rec == "rbind"))
-	}
-	return m, nil
-}
-
-// roOption is the option for a mount that cannot be written: with all that is
-// mounted below it, or alone.
-func roOption(recursive bool) string {
-	if recursive {
-		return "rro"
-	}
-	return "ro"
-}
-
-// fromMount reads one --mount.
-func fromMount(m mount.Mount) (Mount, error) {
-	bad := func(format string, args ...any) (Mount, error) {
-		return Mount{}, errs.New(errs.Invalid, "invalid mount config for type %q: %s", m.Type, fmt.Sprintf(format, args...))
-	}
-	if m.Target == "" {
-		return bad("field Target must not be empty")
-	}
-	if !path.IsAbs(m.Target) {
-		return bad("invalid mount path: '%s' mount path must be absolute", m.Target)
-	}
-	out := Mount{MountPoint: container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}}
-	switch m.Type {
-	case mount.TypeBind:
-		if m.Source == "" {
-			return bad("field Source must not be empty")
-		}
-		if !path.IsAbs(m.Source) {
-			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
-		}
-		prop, rec, all := mount.PropagationRPrivate, "rbind", true
-		if b := m.BindOptions; b != nil {
-			switch {
-			case b.ReadOnlyNonRecursive && b.ReadOnlyForceRecursive:
-				return Mount{}, errs.New(errs.Invalid, "mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
-			case b.ReadOnlyForceRecursive && !m.ReadOnly:
-				return Mount{}, errs.New(errs.Invalid, "mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
-			}
-			all = !b.ReadOnlyNonRecursive
-			if b.Propagation != "" {
-				prop = b.Propagation
-			}
-			if b.NonRecursive {
-				rec = "bind"
-			}
-			out.MakeHost = b.CreateMountpoint
-		}
-		if _, err := os.Stat(m.Source); err != nil && !out.MakeHost {
-			return bad("bind source path does not exist: %s", m.Source)
-		}
-		out.Propagation = prop
-		out.Options = []string{rec, string(prop)}
-		if m.ReadOnly {
-			out.Options = append(out.Options, roOption(all && rec == "rbind"))
-		}
-	case mount.TypeTmpfs:
-		if m.Source != "" {
-			return bad("field Source must not be specified")
-		}
-		out.Options = []string{"nosuid", "nodev", "noexec"}
-		if t := m.TmpfsOptions; t != nil {
-			if t.SizeBytes > 0 {
-				out.Options = append(out.Options, "size="+strconv.FormatInt(t.SizeBytes, 10))
-			}
-			if t.Mode != 0 {
-				out.Options = append(out.Options, fmt.Sprintf("mode=%o", t.Mode))
-			}
-		}
-		if m.ReadOnly {
-			out.Options = append(out.Options, "ro")
-		}
-	case mount.TypeVolume:
-		return Mount{}, errs.New(errs.NotImplemented, "volume %s: this engine has no named volumes yet; use a bind mount", m.Source)
-	default:
-		return bad("mount type unknown")
-	}
-	return out, nil
-}
-
-// tmpfsOptions checks the words of --tmpfs and adds Docker's defaults.
-func tmpfsOptions(opts string) ([]string, error) {
-	out := []string{"noexec", "nosuid", "nodev"}
-	for _, o := range strings.Split(opts, ",") {
-		key, _, hasValue := strings.Cut(o, "=")
-		switch key {
-		case "":
-			continue
-		case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol":
-			if !hasValue {
-				return nil, errs.New(errs.Invalid, "invalid tmpfs option %q", o)
-			}
-		case "exec", "noexec", "suid", "nosuid", "dev", "nodev", "ro", "rw", "sync", "async", "atime", "noatime", "diratime",
-			"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "remount", "private", "rprivate", "shared",
-			"rshared", "slave", "rslave", "unbindable", "runbindable", "defaults", "bind", "rbind", "dirsync", "mand", "nomand":
-		default:
-			return nil, errs.New(errs.Invalid, "invalid tmpfs option %q", o)
-		}
-		out = append(out, o)
-	}
-	return out, nil
 }

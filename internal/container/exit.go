@@ -96,6 +96,9 @@ func (s *Service) exited(c *Container, e keeper.Exit) {
 	} else {
 		c.networkEvent(s, events.ActionDisconnect)
 	}
+	if len(r.Mounts) > 0 {
+		volumes{s}.end(r)
+	}
 	// Who waits for the stop may have another use for the addresses and ports: those
 	// are free by now.
 	c.io.Lock()

@@ -15,6 +15,8 @@ type (
 	creator struct{ *Service }
 	// launcher holds the steps of a start.
 	launcher struct{ *Service }
+	// volumes are what containers have of the volume service.
+	volumes struct{ *Service }
 	// roots makes the root filesystems of containers.
 	roots struct{ *Service }
 	// recovery brings records, keeper and disk to agreement.

@@ -14,6 +14,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -51,8 +52,13 @@ func (s Files) place(ctx context.Context, c *Container, p string, readonly bool)
 	r := c.Record()
 	clean := path.Clean("/" + p)
 	for _, m := range slices.Backward(r.Mounts) {
-		if m.Source == "" || clean != m.Destination && !strings.HasPrefix(clean, m.Destination+"/") {
+		if m.Source == "" && m.Name == "" || clean != m.Destination && !strings.HasPrefix(clean, m.Destination+"/") {
 			continue
+		}
+		if m.Type == mount.TypeVolume || m.Type == mount.TypeImage {
+			_ = unix.Close(fd)
+			fd, rel, err = volumes(s).openStopped(ctx, r, &m, p)
+			return fd, rel, s.userns.holds(r.HostConfig), err
 		}
 		src, at, err := openMounted(m.Source, strings.TrimPrefix(p, m.Destination))
 		if err != nil {

@@ -17,10 +17,16 @@ func FuzzBind(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, spec string) {
-		m, err := parseBind(spec)
+		m, err := parseBind(spec, "")
 		if err != nil {
 			if !errs.Is(err, errs.Invalid) && !errs.Is(err, errs.NotImplemented) {
 				t.Fatal(err)
+			}
+			return
+		}
+		if m.Type == mount.TypeVolume {
+			if m.Source != "" || path.IsAbs(m.Name) || !path.IsAbs(m.Destination) {
+				t.Fatalf("%q: %+v", spec, m)
 			}
 			return
 		}

@@ -77,7 +77,7 @@ func (c *Container) isGone() bool {
 
 // remove ends the container's record and, behind the reply, its directories.
 // c.mu is held and the container does not run.
-func (s *Service) remove(c *Container, _ RemoveOptions) error {
+func (s *Service) remove(c *Container, o RemoveOptions) error {
 	if c.retry != nil {
 		c.retry.Stop()
 	}
@@ -90,7 +90,7 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 		tx.Delete("status", string(r.ID))
 		tx.Delete("name", r.Name)
 		tx.Delete("ref", image.RefKey(r.Image, string(r.ID)))
-		return nil
+		return volumes{s}.uncommit(tx, r, o.Volumes)
 	})
 	if err != nil {
 		st.Phase = Dead
@@ -98,6 +98,7 @@ func (s *Service) remove(c *Container, _ RemoveOptions) error {
 		return err
 	}
 	c.dropWarm()
+	volumes{s}.release(r, o.Volumes)
 	s.mu.Lock()
 	delete(s.byID, r.ID)
 	s.going[r.ID] = struct{}{}

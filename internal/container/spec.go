@@ -232,14 +232,6 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 			add("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size="+strconv.FormatInt(hc.ShmSize, 10))
 		}
 	}
-	dir := in.dir
-	for _, f := range []string{"resolv.conf", "hostname", "hosts"} {
-		opts := []string{"rbind", "rprivate"}
-		if hc.ReadonlyRootfs { // they are part of what is not to be written
-			opts = append(opts, "ro")
-		}
-		add("/etc/"+f, "bind", filepath.Join(dir, f), opts...)
-	}
 	for _, m := range r.Mounts {
 		switch m.Type {
 		case mount.TypeTmpfs:
@@ -247,5 +239,14 @@ func addMounts(s *specs.Spec, r *Record, in specInput) {
 		default:
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: m.Options})
 		}
+	}
+	// Also over a volume at /etc.
+	dir := in.dir
+	for _, f := range []string{"resolv.conf", "hostname", "hosts"} {
+		opts := []string{"rbind", "rprivate"}
+		if hc.ReadonlyRootfs { // they are part of what is not to be written
+			opts = append(opts, "ro")
+		}
+		add("/etc/"+f, "bind", filepath.Join(dir, f), opts...)
 	}
 }

@@ -3,6 +3,7 @@ package container
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/runtime"
 )
 
@@ -114,7 +116,7 @@ func TestSpecGolden(t *testing.T) {
 		"mounts": func(r *Record, _ *specInput) {
 			r.HostConfig.ShmSize = 1 << 20
 			for _, b := range []string{"/srv/a:/a", "/srv/hosts:/etc/hosts:ro,rslave"} {
-				m, err := parseBind(b)
+				m, err := parseBind(b, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -235,20 +237,72 @@ func TestDeviceRules(t *testing.T) {
 
 func TestParseBind(t *testing.T) {
 	for in, want := range map[string]Mount{
-		"/a:/b":             {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Propagation: "rprivate"}, Options: []string{"rbind", "rprivate"}},
-		"/a/../c:/b:ro":     {MountPoint: container.MountPoint{Source: "/c", Destination: "/b", Mode: "ro", Propagation: "rprivate"}, Options: []string{"rbind", "rprivate", "rro"}},
-		"/a:/b:rw,z,shared": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "rw,z,shared", Propagation: "shared"}, Options: []string{"rbind", "shared"}},
-		"/a:/b:bind,rslave": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "bind,rslave", Propagation: "rslave"}, Options: []string{"bind", "rslave"}},
+		"/a:/b":                   {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Propagation: "rprivate"}, Options: []string{"rbind", "rprivate"}},
+		"/a/../c:/b:ro":           {MountPoint: container.MountPoint{Source: "/c", Destination: "/b", Mode: "ro", Propagation: "rprivate"}, Options: []string{"rbind", "rprivate", "rro"}},
+		"/a:/b:rw,z,shared":       {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "rw,z,shared", Propagation: "shared"}, Options: []string{"rbind", "shared"}},
+		"/a:/b:rslave,consistent": {MountPoint: container.MountPoint{Source: "/a", Destination: "/b", RW: true, Mode: "rslave,consistent", Propagation: "rslave"}, Options: []string{"rbind", "rslave"}},
 	} {
-		got, err := parseBind(in)
+		got, err := parseBind(in, "")
 		want.Type, want.MakeHost = mount.TypeBind, true
 		if err != nil || got.MountPoint != want.MountPoint || !slices.Equal(got.Options, want.Options) || got.MakeHost != want.MakeHost {
 			t.Errorf("%s: %+v %v, want %+v", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", ":", "/a", "/a:", ":/b", "/a:/b:ro:x", "/a:b", "a/b:/c", "/a:/b:nonsense", "/a:/b:ro,nonsense", "./a:/b"} {
-		if m, err := parseBind(in); err == nil {
+	for _, in := range []string{"", ":", "/a:", ":/b", "/a:/b:ro:x", "/a:b", "/a:/b:nonsense", "/a:/b:ro,nonsense", "/a:/b:bind", "v1:/b:rshared", "/a:/b:nocopy", "v1:/"} {
+		if m, err := parseBind(in, ""); err == nil {
 			t.Errorf("%q: %+v", in, m)
+		}
+	}
+	for in, want := range map[string]Mount{
+		"/a":             {MountPoint: container.MountPoint{Destination: "/a", RW: true}, Anonymous: true},
+		"v1:/b":          {MountPoint: container.MountPoint{Name: "v1", Destination: "/b", RW: true}},
+		"v1:/b/../c:ro":  {MountPoint: container.MountPoint{Name: "v1", Destination: "/c", Mode: "ro"}},
+		"v1:/b:z,nocopy": {MountPoint: container.MountPoint{Name: "v1", Destination: "/b", RW: true, Mode: "z,nocopy"}, NoCopy: true},
+		"a/b:/c":         {MountPoint: container.MountPoint{Name: "a/b", Destination: "/c", RW: true}}, // the volume's name is checked when it is made
+	} {
+		got, err := parseBind(in, "drv")
+		want.Type = mount.TypeVolume
+		if err != nil || got.MountPoint != want.MountPoint || got.NoCopy != want.NoCopy || got.Anonymous != want.Anonymous || got.MakeHost || got.want.Driver != "drv" {
+			t.Errorf("%s: %+v %v, want %+v", in, got, err, want)
+		}
+	}
+}
+
+// A volume that the image declares stands behind every other mount of its place;
+// mounts come after those that they lie in.
+func TestResolveMounts(t *testing.T) {
+	s := testService()
+	other := &Container{}
+	other.rec.Store(&Record{ID: "1", Name: "other", Config: &container.Config{}, HostConfig: &container.HostConfig{Tmpfs: map[string]string{"/t": ""}}, Mounts: []Mount{
+		{MountPoint: container.MountPoint{Type: mount.TypeTmpfs, Destination: "/t", RW: true}},
+		{MountPoint: container.MountPoint{Type: mount.TypeVolume, Name: "vx", Driver: "local", Destination: "/data", RW: true, Mode: "z"}, Options: []string{"rbind", "rprivate"}, Anonymous: true},
+		{MountPoint: container.MountPoint{Type: mount.TypeVolume, Name: "vy", Driver: "local", Destination: "/own", RW: true}, Options: []string{"rbind", "rprivate"}},
+	}})
+	s.byID["1"], s.names["other"] = other, "1"
+	r := &Record{
+		Config: &container.Config{Volumes: map[string]struct{}{"/data/": {}, "/tmp": {}, "/new/": {}, "/own/sub/deep": {}}},
+		HostConfig: &container.HostConfig{
+			VolumesFrom: []string{"other:ro"}, Binds: []string{"mine:/own"}, Tmpfs: map[string]string{"/tmp": ""}, VolumeDriver: "drv",
+		},
+	}
+	list, err := creator{s}.resolveMounts(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range list {
+		got = append(got, fmt.Sprint(m.Destination, " ", m.Type, " ", m.Name, " ", m.RW, " ", m.Anonymous, " ", m.NoCopy))
+	}
+	want := []string{
+		"/own volume mine true false false", "/tmp tmpfs  true false false", "/data volume vx false true true",
+		"/new volume  true true false", "/own/sub/deep volume  true true false",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q,\nwant %q", got, want)
+	}
+	for _, bad := range []string{"", "other:shared", "other:nocopy", "other:x", "none"} {
+		if _, err := (creator{s}).volumesFrom([]string{bad}); !errs.Is(err, errs.Invalid) {
+			t.Errorf("--volumes-from %q: %v", bad, err)
 		}
 	}
 }

@@ -161,11 +161,14 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		if m.Type != "bind" {
 			continue
 		}
-		fd, err := l.openSource(r, m)
+		fd, err := l.openSource(ctx, r, m)
 		if err != nil {
 			return err
 		}
 		req.MountFD[i] = give(fd)
+		if x := r.mountAt(m.Destination); x != nil {
+			u.Add(func() { volumes{s}.endOne(r, x) })
+		}
 	}
 	if foreign, err := l.useForeign(r, req, give); err != nil {
 		return err
@@ -367,7 +370,10 @@ func (s launcher) joinNet(r *Record, ref string) (int, error) {
 
 // openSource clones what a bind mount shows, making a missing directory where
 // that was asked for.
-func (s launcher) openSource(r *Record, m specs.Mount) (int, error) {
+func (s launcher) openSource(ctx context.Context, r *Record, m specs.Mount) (int, error) {
+	if x := r.mountAt(m.Destination); x != nil {
+		return volumes(s).open(ctx, r, x)
+	}
 	if m.Source == donorShmSource {
 		return s.donorShm(r)
 	}

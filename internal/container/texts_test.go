@@ -88,8 +88,8 @@ func TestMessagesGolden(t *testing.T) {
 		_, err := creator{s}.validate(&c.cfg, &c.hc)
 		say(c.name, err)
 	}
-	for _, bind := range []string{"", "/a", "/a:b", "a/b:/c", "/a:/b:nonsense", "/a:/b:ro:x"} {
-		_, err := parseBind(bind)
+	for _, bind := range []string{"", "/a:b", "/a:rw", "/", "/a:/b:nonsense", "/a:/b:ro,rw", "/a:/b:nocopy", "v1:/b:shared", "v1:b", "v1:/", "/a:/b:ro:x"} {
+		_, err := parseBind(bind, "")
 		say("bind "+bind, err)
 	}
 	for _, m := range []mount.Mount{
@@ -100,6 +100,14 @@ func TestMessagesGolden(t *testing.T) {
 		{Type: mount.TypeBind, Target: "/x", Source: "/no/such/dir"},
 		{Type: mount.TypeTmpfs, Target: "/x", Source: "/y"},
 		{Type: "odd", Target: "/x"},
+		{Type: mount.TypeBind, Target: "/x", Source: "/", BindOptions: &mount.BindOptions{Propagation: "up"}},
+		{Type: mount.TypeBind, Target: "/x", Source: "/", VolumeOptions: &mount.VolumeOptions{}},
+		{Type: mount.TypeVolume, Target: "/"},
+		{Type: mount.TypeVolume, Target: "/x", VolumeOptions: &mount.VolumeOptions{Subpath: "a"}},
+		{Type: mount.TypeVolume, Target: "/x", Source: "v1", VolumeOptions: &mount.VolumeOptions{Subpath: "../a"}},
+		{Type: mount.TypeVolume, Target: "/x", Source: "v2", VolumeOptions: &mount.VolumeOptions{Subpath: "/a"}},
+		{Type: mount.TypeImage, Target: "/x"},
+		{Type: mount.TypeTmpfs, Target: "/x", TmpfsOptions: &mount.TmpfsOptions{Options: [][]string{{"suid"}}}},
 	} {
 		_, err := fromMount(m)
 		say(fmt.Sprintf("mount %s %s %s", m.Type, m.Source, m.Target), err)

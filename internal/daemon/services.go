@@ -40,6 +40,7 @@ import (
 	"berth.dev/berth/internal/system"
 	"berth.dev/berth/internal/systemd"
 	"berth.dev/berth/internal/undo"
+	"berth.dev/berth/internal/volume"
 )
 
 // Services is everything behind the API, built and running.
@@ -96,7 +97,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 		return nil, err
 	}
 
-	// 2. Images, networks, containers.
+	// 2. Images, volumes, networks, containers.
 	var containers *enginecontainer.Service
 	images, err := image.Open(ctx, image.Options{
 		Root: c.DataRoot, DB: db, Snapshots: snapshots, Log: log,
@@ -110,6 +111,10 @@ func NewServices(c *Config) (_ *Services, err error) {
 		return nil, err
 	}
 	u.Add(func() { _ = images.Close() })
+	volumes, err := volume.Open(volumeOptions(c, db, b, ids))
+	if err != nil {
+		return nil, err
+	}
 	networks, err := enginenetwork.Open(enginenetwork.Options{
 		DB: db, Log: log, Config: networkConfig(c),
 		Event: func(action events.Action, id string, attributes map[string]string) {
@@ -126,7 +131,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 		scopes = systemd.New(cgroupV2(), runtime.SharesToWeight, keeperProgram, "berth-scope", "hold")
 	}
 	containers, err = enginecontainer.Open(ctx, enginecontainer.Options{
-		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Events: b, IDMap: ids,
+		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, DB: db, Images: images, Snapshots: snapshots, Networks: networks, Volumes: volumes, Events: b, IDMap: ids,
 		Defaults: containerDefaults(c), CDI: devices, Systemd: scopes, Slice: c.Default.CgroupParent, Log: log,
 	}, keeperProgram)
 	if err != nil {
@@ -150,7 +155,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 		Containers: func(ctx context.Context) ([]container.Summary, error) {
 			return enginecontainer.Views{Service: containers}.List(ctx, enginecontainer.ListOptions{All: true, Size: true})
 		},
-		Images: images.DiskUsage,
+		Images: images.DiskUsage, Volumes: volumes.DiskUsage, VolumeDrivers: volumes.Drivers,
 	})
 	views, files := enginecontainer.Views{Service: containers}, enginecontainer.Files{Service: containers}
 	edits, streams := enginecontainer.Edits{Service: containers}, enginecontainer.Streams{Service: containers}
@@ -162,7 +167,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
 			Wait: httpapi.WaitWith(containers.Wait), Streams: streams, Exec: enginecontainer.Execs{Service: containers}, Archive: files,
 			Update: edits, Prune: edits, Top: views, Changes: files, Stats: views, Export: files, Commit: files,
-			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: noVolumes{}, BuildCache: noBuildCache{},
+			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: volumes, BuildCache: noBuildCache{},
 		},
 		API: api,
 		Reload: func(c *Config) {
@@ -184,6 +189,22 @@ func NewServices(c *Config) (_ *Services, err error) {
 			}
 		},
 	}, nil
+}
+
+// volumeOptions are what the volume service is built from: volumes belong to the root of
+// containers.
+func volumeOptions(c *Config, db *state.DB, b *bus.Bus, ids *idmap.Mapping) volume.Options {
+	o := volume.Options{
+		Root: c.DataRoot, DB: db, Plugins: plugin.DefaultDirs(), Log: slog.Default(),
+		Event: func(action events.Action, name string, attributes map[string]string) {
+			b.Log(events.VolumeEventType, action, name, attributes)
+		},
+	}
+	if ids != nil {
+		uid, gid := ids.Root()
+		o.UID, o.GID = int(uid), int(gid)
+	}
+	return o
 }
 
 // reloadAttributes is what the event of a reload tells: the options that a

@@ -201,6 +201,7 @@ type NetworkInspectOptions struct {
 // Volumes knows the volumes.
 type Volumes interface {
 	List(ctx context.Context, filters filter.Args) (volume.ListResponse, error)
+	Create(ctx context.Context, r volume.CreateRequest) (volume.Volume, error)
 	Inspect(ctx context.Context, name string) (volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
 	Prune(ctx context.Context, filters filter.Args) (volume.PruneReport, error)

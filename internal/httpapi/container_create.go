@@ -109,8 +109,11 @@ func (a lifecycleAPI) oldClient(v Version, req *CreateRequest) {
 	if v < 43 {
 		hc.Annotations = nil
 	}
-	if v < 44 && cfg.Healthcheck != nil {
-		cfg.Healthcheck.StartInterval = 0
+	if v < 44 {
+		req.ShallowReadOnly = true
+		if cfg.Healthcheck != nil {
+			cfg.Healthcheck.StartInterval = 0
+		}
 	}
 	if v < 56 {
 		hc.Umask = nil

@@ -335,6 +335,10 @@ func (fakeNetworks) Prune(context.Context, filter.Args) (network.PruneReport, er
 	return network.PruneReport{}, nil
 }
 
+func (fakeVolumes) Create(context.Context, volume.CreateRequest) (volume.Volume, error) {
+	return volume.Volume{}, nil
+}
+
 func (fakeVolumes) Inspect(context.Context, string) (volume.Volume, error) {
 	return volume.Volume{}, nil
 }

@@ -117,10 +117,10 @@ func routes(b Backends, o Options) []route {
 		route{method: "GET", pattern: "/volumes", access: Read, handle: vol.list},
 		route{method: "GET", pattern: "/volumes/{name}", access: Read, handle: vol.inspect},
 		route{method: "DELETE", pattern: "/volumes/{name}", access: Write, handle: vol.remove},
+		route{method: "POST", pattern: "/volumes/create", access: Write, handle: vol.create},
+		route{method: "PUT", pattern: "/volumes/{name}", min: 42, access: Write, handle: vol.update},
+		route{method: "POST", pattern: "/volumes/prune", min: 25, access: Write, handle: vol.prune},
 	)
-	if b.Volumes != nil {
-		add(true, route{method: "POST", pattern: "/volumes/prune", min: 25, access: Write, handle: prune(b.Volumes.Prune)})
-	}
 	add(true, route{method: "GET", pattern: "/plugins", min: 25, access: Read, handle: pluginList})
 	if b.BuildCache != nil {
 		add(true, route{method: "POST", pattern: "/build/prune", min: 31, access: Write, handle: prune(b.BuildCache.Prune)})

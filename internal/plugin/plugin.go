@@ -252,5 +252,6 @@ func call(ctx context.Context, client *http.Client, url string, in, out any) err
 	if out == nil {
 		return nil
 	}
-	return json.Unmarshal(raw, out)
+	// The first value counts: plugins are known that send a second one behind an error.
+	return json.NewDecoder(bytes.NewReader(raw)).Decode(out)
 }

@@ -17,6 +17,7 @@
 //	image       <image id>           → image.Record
 //	tag         <reference>          → image id
 //	layer       <chain id>           → image.Layer
+//	volume      <volume name>        → volume.Record
 //	ref         <kind>/<object>/<holder> → holder's kind: who uses what
 //
 // # On disk

@@ -101,6 +101,9 @@ func (s *Service) Info(context.Context) (system.Info, error) {
 			i.DiscoveredDevices = append(i.DiscoveredDevices, system.DeviceInfo{Source: "cdi", ID: d})
 		}
 	}
+	if s.src.VolumeDrivers != nil {
+		i.Plugins.Volume = s.src.VolumeDrivers()
+	}
 	if s.src.Listeners != nil {
 		i.NEventsListener = s.src.Listeners()
 	}

@@ -75,6 +75,9 @@ type Sources struct {
 	Containers func(ctx context.Context) ([]container.Summary, error) // all, with sizes
 	Images     func(ctx context.Context, verbose bool) (image.DiskUsage, error)
 	Volumes    func(ctx context.Context) ([]volume.Volume, error) // with usage data
+
+	VolumeDrivers func() []string
+
 	BuildCache func(ctx context.Context) ([]build.CacheRecord, error)
 }
 
