@@ -228,7 +228,13 @@ func (s *Service) load() error {
 			continue
 		}
 		for _, c := range n.IPAM.Config {
-			_ = s.space.Take(c.Subnet)
+			if !n.ConfigOnly {
+				_ = s.space.Take(c.Subnet)
+			}
+		}
+		if n.ConfigOnly {
+			s.add(n)
+			continue
 		}
 		if err := s.bringUp(n); err != nil {
 			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
@@ -362,7 +368,9 @@ func (s *Service) Inspect(_ context.Context, ref, scope string) (network.Inspect
 	if scope != "" && scope != n.Scope {
 		return network.Inspect{}, errs.New(errs.NotFound, "network %s not found", ref)
 	}
-	return s.inspect(n), nil
+	out := s.inspect(n)
+	out.Status = (publisher{s}).status(n, s.members(n.ID))
+	return out, nil
 }
 
 func (s *Service) inspect(n *Network) network.Inspect {
@@ -411,6 +419,9 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 		}
 		slices.Sort(who)
 		return errs.New(errs.Forbidden, "error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(who, ", "))
+	}
+	if (publisher{s}).configures(n) {
+		return errs.New(errs.Forbidden, "configuration network %q is in use", n.Name)
 	}
 	return s.remove(n)
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/events"
@@ -36,6 +37,7 @@ type Attachment struct {
 	Exposed    network.PortSet
 	PublishAll bool
 	Links      []Link
+	NoIPv6     bool // its sysctls turn IPv6 off
 }
 
 // Link is a neighbour on the default network that a container may speak to, also where
@@ -71,6 +73,7 @@ type Sandbox struct {
 	Ports     *Ports          `json:",omitempty"` // what it asks to have published, nil for nothing
 	Through   int             // index of the endpoint that ports are published by
 	DNS       []string        // resolvers of its own
+	NoIPv6    bool            `json:",omitempty"`
 	Resolver  uint16          // port of its resolver, 0 for none
 
 	resolver *dns.Sockets
@@ -106,8 +109,8 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 	if err != nil {
 		return nil, err
 	}
-	b := &Sandbox{Container: a.Container, fd: a.Into, DNS: a.DNS}
-	if b.fd < 0 && len(order) == 1 && order[0].plain() {
+	b := &Sandbox{Container: a.Container, fd: a.Into, DNS: a.DNS, NoIPv6: a.NoIPv6}
+	if b.fd < 0 && len(order) == 1 && order[0].plain() && !(a.NoIPv6 && order[0].net.EnableIPv6) {
 		if ready := order[0].net.takeReady(s); ready != nil {
 			b.fd, b.resolver = ready.fd, ready.resolver
 			e := ready.ep
@@ -123,8 +126,9 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			}
 			u.Add(func() { _ = unix.Close(b.fd) })
 		}
+		names := ifnames(order)
 		for i, o := range order {
-			e, err := s.join(o.net, b.fd, fmt.Sprintf("eth%d", i), o.settings, i == 0)
+			e, err := s.join(o.net, b.fd, names[i], o.settings, i == 0, a.NoIPv6)
 			if err != nil {
 				return nil, err
 			}
@@ -326,6 +330,32 @@ func (a asked) plain() bool {
 	return a.net.Driver == "bridge" && (e == nil || e.IPAMConfig == nil && len(e.MacAddress) == 0 && len(e.DriverOpts) == 0)
 }
 
+// ifnames are the names of interfaces: those that are asked for, and for the others the
+// numbers that are left.
+func ifnames(list []asked) []string {
+	used, out := map[string]bool{}, make([]string, len(list))
+	for i, a := range list {
+		if a.settings != nil {
+			out[i] = a.settings.DriverOpts[optIfName]
+			used[out[i]] = true
+		}
+	}
+	next := 0
+	for i, a := range list {
+		prefix := "eth"
+		if p := a.net.Options[optPrefix]; p != "" {
+			prefix = p
+		}
+		for out[i] == "" {
+			if name := prefix + strconv.Itoa(next); !used[name] {
+				out[i] = name
+			}
+			next++
+		}
+	}
+	return out
+}
+
 // priority is how much a network wants to be that of the default route.
 func priority(e *network.EndpointSettings) int {
 	if e == nil {
@@ -369,6 +399,14 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 	return out, nil
 }
 
+// driverOpt is an option of an endpoint, "" for none.
+func driverOpt(e *network.EndpointSettings, key string) string {
+	if e == nil {
+		return ""
+	}
+	return e.DriverOpts[key]
+}
+
 // held reports whether an address could not be had because somebody has it: perhaps a
 // namespace that only waits.
 func held(err error) bool {
@@ -376,7 +414,7 @@ func held(err error) bool {
 }
 
 // join gives a namespace an interface on a network.
-func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
+func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway, no6 bool) (_ *Endpoint, err error) {
 	if n.fault != nil {
 		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
 	}
@@ -390,8 +428,12 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		}
 		ep.MAC = net.HardwareAddr(e.MacAddress)
 	}
+	sys, off6, err := sysctls(e, ep.Interface)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "%v", err)
+	}
 	for {
-		if err = n.address(ep, e); err == nil {
+		if err = n.address(ep, e, no6 || off6); err == nil {
 			break
 		}
 		if !held(err) || !n.pool.yield(n) {
@@ -404,6 +446,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		}
 	}()
 	in := n.iface(ep, gateway)
+	in.Sysctls = sys
 	if err := drivers[n.Driver].join(n, ns, in); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
@@ -439,7 +482,7 @@ func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
 }
 
 // address takes the addresses of an endpoint: those that are asked for, or free ones.
-func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error) {
+func (n *Network) address(ep *Endpoint, e *network.EndpointSettings, no6 bool) (err error) {
 	defer func() {
 		if err != nil {
 			n.release(ep)
@@ -455,7 +498,7 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		if c.Subnet.Addr().Is6() {
 			want, have, gw = want6, &ep.Addr6, &ep.Gateway6
 		}
-		if have.IsValid() || want.IsValid() && !c.Subnet.Contains(want) {
+		if have.IsValid() || want.IsValid() && !c.Subnet.Contains(want) || no6 && c.Subnet.Addr().Is6() {
 			continue
 		}
 		a := want
@@ -475,7 +518,7 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 			*gw = aux
 		}
 	}
-	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
+	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 && !no6 {
 		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
 	if len(ep.MAC) == 0 {
@@ -555,16 +598,29 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	for _, o := range b.Endpoints {
 		used[o.Interface] = true
 	}
-	ifname := "eth0"
+	prefix := n.Options[optPrefix]
+	if prefix == "" {
+		prefix = "eth"
+	}
+	ifname := prefix + "0"
 	for i := 0; used[ifname]; i++ {
-		ifname = fmt.Sprintf("eth%d", i)
+		ifname = prefix + strconv.Itoa(i)
 	}
 	// The default route is by the network with the highest priority, the oldest of equals.
 	first := !slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
 		on, err := s.find(o.Network)
 		return err == nil && !on.Internal && priority(o.Asked) >= priority(e)
 	})
-	ep, err := s.join(n, ns, ifname, e, first)
+	// Our own default route by another network is replaced below.
+	routed := slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
+		on, err := s.find(o.Network)
+		return err == nil && !on.Internal
+	})
+	if v := driverOpt(e, optIfName); used[v] {
+		return errs.New(errs.Conflict, "failed to set up container networking: error renaming interface %q: file exists", v)
+	}
+	no6 := old != nil && old.NoIPv6
+	ep, err := s.join(n, ns, ifname, e, first && !routed, no6)
 	if err != nil {
 		return err
 	}
@@ -573,7 +629,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		ep.Names = append(ep.Names, e.Aliases...)
 	}
 	b.Endpoints = append(b.Endpoints, ep)
-	if first && !n.Internal && len(b.Endpoints) > 1 {
+	if first && !n.Internal && routed {
 		_ = bridge.Gateways(ns, n.iface(ep, true))
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
