@@ -98,6 +98,9 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if err := drv.read(n); err != nil {
 		return "", "", err
 	}
+	if err := n.readAnnounce(); err != nil {
+		return "", "", err
+	}
 	if n.MTU == 0 && n.Driver == "bridge" {
 		n.MTU = s.o.Config.MTU
 	}

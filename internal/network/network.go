@@ -130,6 +130,7 @@ type Service struct {
 	upstream  upstream
 	relays    atomic.Pointer[relayer]
 	policy    firewall.Policy
+	announcer announcer
 }
 
 const bucket, sandboxBucket = "network", "sandbox"

@@ -72,6 +72,7 @@ type Sandbox struct {
 	Links     []firewall.Link // what the firewall lets through for it
 	Ports     *Ports          `json:",omitempty"` // what it asks to have published, nil for nothing
 	Through   int             // index of the endpoint that ports are published by
+	Through6  int             `json:",omitempty"` // the same for IPv6
 	DNS       []string        // resolvers of its own
 	NoIPv6    bool            `json:",omitempty"`
 	Resolver  uint16          // port of its resolver, 0 for none
@@ -128,7 +129,8 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		}
 		names := ifnames(order)
 		for i, o := range order {
-			e, err := s.join(o.net, b.fd, names[i], o.settings, i == 0, a.NoIPv6)
+			led := publisher{s}.led(b.Endpoints) // each family's default route is by the first that has one
+			e, err := s.join(o.net, b.fd, names[i], o.settings, families{!led.v4, !led.v6}, a.NoIPv6)
 			if err != nil {
 				return nil, err
 			}
@@ -157,7 +159,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		b.Ports = &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
 	}
 	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
-		if err := s.fw.Open(b.Links); err != nil {
+		if err := (publisher{s}).open(b.Links); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
 		u.Add(func() { _ = s.fw.Shut(b.Links) })
@@ -167,10 +169,28 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		return nil, err
 	}
 	u.Release()
+	publisher{s}.announce(a.Container, b.Endpoints, b.fd)
 	for _, o := range order {
 		s.o.Event(events.ActionConnect, o.net.ID, map[string]string{"container": a.Container, "name": o.net.Name, "type": o.net.Driver})
 	}
 	return b, nil
+}
+
+// open lets links through: by the firewall, and for IPv6 by the host in the neighbours' place.
+func (s publisher) open(list []firewall.Link) error {
+	s.mu.RLock()
+	n := s.byName["bridge"]
+	s.mu.RUnlock()
+	for _, l := range list {
+		for _, a := range []netip.Addr{l.From, l.To} {
+			if a.Is6() && n != nil {
+				if err := bridge.Answer(n.Bridge, n.index, a); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.fw.Open(list)
 }
 
 // opened is what the firewall must let through for a sandbox's links: nothing where
@@ -223,7 +243,7 @@ func (s *Service) Relink(container string, list []Link) error {
 	if err := s.fw.Shut(gone); err != nil {
 		return err
 	}
-	if err := s.fw.Open(now.Links); err != nil {
+	if err := (publisher{s}).open(now.Links); err != nil {
 		return err
 	}
 	return s.keep(&now)
@@ -251,6 +271,7 @@ func (s *Service) Release(container string) {
 		return
 	}
 	b.closeResolver()
+	s.announcer.end(container)
 	(publisher{s}).withdraw(b)
 	if s.fw != nil {
 		if err := s.fw.Shut(b.Links); err != nil {
@@ -414,7 +435,7 @@ func held(err error) bool {
 }
 
 // join gives a namespace an interface on a network.
-func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway, no6 bool) (_ *Endpoint, err error) {
+func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gw families, no6 bool) (_ *Endpoint, err error) {
 	if n.fault != nil {
 		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
 	}
@@ -445,7 +466,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	in := n.iface(ep, gateway)
+	in := n.iface(ep, gw)
 	in.Sysctls = sys
 	if err := drivers[n.Driver].join(n, ns, in); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
@@ -454,8 +475,29 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 	return ep, nil
 }
 
+// families are IPv4 and IPv6.
+type families struct{ v4, v6 bool }
+
+var both = families{true, true}
+
+// gatewaysOf tells for which families an endpoint leads to the world.
+func (n *Network) gatewaysOf(ep *Endpoint) families {
+	return families{!n.Internal && ep.Gateway4.IsValid(), !n.Internal && ep.Gateway6.IsValid()}
+}
+
+// led tells for which families one of a list of endpoints leads to the world.
+func (s publisher) led(list []*Endpoint) (f families) {
+	for _, e := range list {
+		if n, err := s.find(e.Network); err == nil {
+			has := n.gatewaysOf(e)
+			f.v4, f.v6 = f.v4 || has.v4, f.v6 || has.v6
+		}
+	}
+	return f
+}
+
 // iface is an endpoint as the bridge package knows it.
-func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
+func (n *Network) iface(ep *Endpoint, gw families) *bridge.Interface {
 	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU, Isolated: !n.ICC}
 	for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 		if p.IsValid() {
@@ -471,12 +513,12 @@ func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
 			in.Addrs = append(in.Addrs, netip.PrefixFrom(a, bits))
 		}
 	}
-	if gateway && !n.Internal {
-		for _, g := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
-			if g.IsValid() {
-				in.Gateways = append(in.Gateways, g)
-			}
-		}
+	has := n.gatewaysOf(ep)
+	if gw.v4 && has.v4 {
+		in.Gateways = append(in.Gateways, ep.Gateway4)
+	}
+	if gw.v6 && has.v6 {
+		in.Gateways = append(in.Gateways, ep.Gateway6)
 	}
 	return in
 }
@@ -612,15 +654,12 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		return err == nil && !on.Internal && priority(o.Asked) >= priority(e)
 	})
 	// Our own default route by another network is replaced below.
-	routed := slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
-		on, err := s.find(o.Network)
-		return err == nil && !on.Internal
-	})
+	led := publisher{s}.led(b.Endpoints)
 	if v := driverOpt(e, optIfName); used[v] {
 		return errs.New(errs.Conflict, "failed to set up container networking: error renaming interface %q: file exists", v)
 	}
 	no6 := old != nil && old.NoIPv6
-	ep, err := s.join(n, ns, ifname, e, first && !routed, no6)
+	ep, err := s.join(n, ns, ifname, e, families{!led.v4, !led.v6}, no6)
 	if err != nil {
 		return err
 	}
@@ -629,8 +668,8 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		ep.Names = append(ep.Names, e.Aliases...)
 	}
 	b.Endpoints = append(b.Endpoints, ep)
-	if first && !n.Internal && routed {
-		_ = bridge.Gateways(ns, n.iface(ep, true))
+	if first && (led.v4 || led.v6) {
+		_ = bridge.Gateways(ns, n.iface(ep, led))
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
@@ -652,6 +691,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	if err := s.keep(b); err != nil {
 		return err
 	}
+	publisher{s}.announce(container, []*Endpoint{ep}, ns)
 	s.o.Event(events.ActionConnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
 	return nil
 }
@@ -680,11 +720,16 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	b.fd = -1
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
 	switch {
-	case i == old.Through:
+	case i == old.Through, i == old.Through6:
 		(publisher{s}).withdraw(old)
-		b.Bindings, b.Through, was = nil, 0, nil
-	case i < old.Through:
-		b.Through--
+		b.Bindings, b.Through, b.Through6, was = nil, 0, 0, nil
+	default:
+		if i < old.Through {
+			b.Through--
+		}
+		if i < old.Through6 {
+			b.Through6--
+		}
 	}
 	if err := bridge.Leave(ns, ep.Interface); err != nil {
 		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
@@ -692,11 +737,18 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	n.release(ep)
 	byPriority := slices.Clone(b.Endpoints)
 	slices.SortStableFunc(byPriority, func(x, y *Endpoint) int { return priority(y.Asked) - priority(x.Asked) })
+	var led families
 	for _, e := range byPriority {
-		if on, err := s.find(e.Network); err == nil && !on.Internal {
-			_ = bridge.Gateways(ns, on.iface(e, true))
-			break
+		on, err := s.find(e.Network)
+		if err != nil {
+			continue
 		}
+		has := on.gatewaysOf(e)
+		now := families{has.v4 && !led.v4, has.v6 && !led.v6}
+		if now.v4 || now.v6 {
+			_ = bridge.Gateways(ns, on.iface(e, now))
+		}
+		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {

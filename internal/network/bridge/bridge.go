@@ -103,13 +103,27 @@ func apart(c Config) {
 	}
 }
 
+// Answer has the host answer for an IPv6 neighbour on a bridge whose ports are isolated,
+// as proxy_arp_pvlan does for all of IPv4. It ends with the bridge; where the address is
+// somebody else's later, that one is still reached by the host alone.
+func Answer(name string, index int, a netip.Addr) error {
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/proxy_ndp", []byte("1"), 0o644); err != nil {
+		return err
+	}
+	err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, Family: netlink.FAMILY_V6, Flags: netlink.NTF_PROXY, IP: a.AsSlice()})
+	if err != nil {
+		return fmt.Errorf("cannot answer for %s on %s: %w", a, name, err)
+	}
+	return nil
+}
+
 func setIPv6(name string, on bool) {
 	v := "1"
 	if on {
 		v = "0"
 	}
 	// Without a probe its link-local address can be used at once: neighbours are asked from it.
-	for _, x := range [][2]string{{"dad_transmits", "0"}, {"accept_ra", "0"}, {"disable_ipv6", v}} {
+	for _, x := range [][2]string{{"accept_dad", "0"}, {"accept_ra", "0"}, {"disable_ipv6", v}} {
 		file, value := x[0], x[1]
 		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/"+file, []byte(value), 0o644) // kernels without IPv6
 	}
@@ -231,7 +245,7 @@ func Configure(ns int, in *Interface) error {
 	}
 	set := in.Sysctls
 	if slices.ContainsFunc(in.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		set = append([][2]string{{"net/ipv6/conf/" + in.Name + "/dad_transmits", "0"}, {"net/ipv6/conf/" + in.Name + "/accept_ra", "0"}, {"net/ipv6/conf/" + in.Name + "/disable_ipv6", "0"}}, set...)
+		set = append([][2]string{{"net/ipv6/conf/" + in.Name + "/accept_dad", "0"}, {"net/ipv6/conf/" + in.Name + "/accept_ra", "0"}, {"net/ipv6/conf/" + in.Name + "/disable_ipv6", "0"}}, set...)
 	}
 	if len(set) > 0 {
 		if err := settings(ns, set); err != nil {
@@ -281,15 +295,19 @@ func routes(h *netlink.Handle, index int, in *Interface) error {
 	return nil
 }
 
-// Gateways replaces the default routes of a namespace by those of one interface; with
-// none, they are removed.
+// Gateways replaces the default routes of a namespace by those of one interface, for the
+// families that it has gateways of.
 func Gateways(ns int, in *Interface) error {
 	h, err := netlink.NewHandleAt(netns.NsHandle(ns), unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+	for _, g := range in.Gateways {
+		family := netlink.FAMILY_V4
+		if g.Is6() {
+			family = netlink.FAMILY_V6
+		}
 		list, err := h.RouteList(nil, family)
 		if err != nil {
 			return err
@@ -299,9 +317,6 @@ func Gateways(ns int, in *Interface) error {
 				_ = h.RouteDel(&r)
 			}
 		}
-	}
-	if in == nil {
-		return nil
 	}
 	link, err := h.LinkByName(in.Name)
 	if err != nil {
