@@ -296,6 +296,9 @@ func networkConfig(c *Config) enginenetwork.Config {
 		Gateway: n.Gateway, Gateway6: n.Gateway6, DefaultIP: n.IP, MTU: n.MTU, ICC: n.ICC, Masquerade: n.IPMasq, Forward: n.IPForward, Firewall: n.IPTables, IPv6: n.IPv6,
 		HostGateway: n.HostGatewayIPs, Table: engineName(c), AllowDirect: n.AllowDirect, NoDrop: n.IPForwardNoDrop, Relay: n.UserlandProxy, Defaults: n.DefaultNetworkOpt,
 	}
+	if c.Program == "dockerd" { // what is written for that one looks for its bridge
+		out.OwnBridge = "docker0"
+	}
 	out.Mark, out.MarkMask, _ = n.fwMark()
 	for _, p := range n.AddressPools {
 		out.Pools = append(out.Pools, ipam.Pool{Base: p.Base, Bits: p.Size})

@@ -42,6 +42,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
+	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
@@ -51,6 +52,7 @@ import (
 // Config is the daemon's configuration of networks.
 type Config struct {
 	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
+	OwnBridge   string // the name of the engine's own; "" is DefaultBridge
 	BridgeIP    netip.Prefix
 	BridgeIP6   netip.Prefix
 	FixedCIDR   netip.Prefix
@@ -120,6 +122,8 @@ type Service struct {
 	makes   *maker
 	unwatch func() // ends the firewall's watch
 
+	askedPools bool // the pools are the administrator's choice
+
 	mu        sync.RWMutex
 	nets      map[string]*Network // by id
 	byName    map[string]*Network
@@ -127,7 +131,6 @@ type Service struct {
 	ports     ports
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
-	upstream  upstream
 	relays    atomic.Pointer[relayer]
 	policy    firewall.Policy
 	announcer announcer
@@ -138,8 +141,12 @@ const bucket, sandboxBucket = "network", "sandbox"
 // Open reads the networks, makes what they need on the host, and begins to
 // make namespaces ahead.
 func Open(o Options) (*Service, error) {
-	if len(o.Config.Pools) == 0 {
+	asked := len(o.Config.Pools) > 0
+	if !asked {
 		o.Config.Pools = ipam.DefaultPools()
+	}
+	if o.Config.OwnBridge == "" {
+		o.Config.OwnBridge = DefaultBridge
 	}
 	if o.Config.Table == "" {
 		o.Config.Table = "berth"
@@ -148,7 +155,7 @@ func Open(o Options) (*Service, error) {
 		o.Event = func(events.Action, string, map[string]string) {}
 	}
 	s := &Service{
-		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
+		o: o, askedPools: asked, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
 		ports: ports{taken: map[portKey][]holder{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
 	}
 	if o.Config.Firewall {
@@ -244,7 +251,9 @@ func (s *Service) load() error {
 		s.add(n)
 	}
 	var lack error
-	if s.o.Config.Bridge != "none" {
+	if s.o.Config.Bridge == "none" {
+		bridge.RemoveUnused(s.o.Config.OwnBridge) // of an engine before that had one
+	} else {
 		n, err := s.defaultBridge(created)
 		if err != nil && (n == nil || !lacks(err)) {
 			return errs.Wrap(errs.Internal, err, "failed to start daemon: Error initializing network controller")
@@ -318,6 +327,14 @@ func (s *Service) ID(name string) string {
 		return n.ID
 	}
 	return ""
+}
+
+// HasIPv6 reports whether a network, by name or id, has IPv6.
+func (s *Service) HasIPv6(ref string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, err := s.find(ref)
+	return err == nil && n.EnableIPv6
 }
 
 func (s *Service) all() []*Network {

@@ -558,6 +558,8 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings, no6 bool) (
 		*have, *gw = netip.PrefixFrom(a, c.Subnet.Bits()), c.Gateway
 		if aux, ok := c.AuxAddress["DefaultGatewayIPv4"]; ok && a.Is4() {
 			*gw = aux
+		} else if aux, ok := c.AuxAddress["DefaultGatewayIPv6"]; ok && a.Is6() {
+			*gw = aux
 		}
 	}
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 && !no6 {
