@@ -70,7 +70,6 @@ type Sandbox struct {
 	Endpoints []*Endpoint
 	Bindings  []Binding
 	Links     []firewall.Link // what the firewall lets through for it
-	Ports     *Ports          `json:",omitempty"` // what it asks to have published, nil for nothing
 	Through   int             // index of the endpoint that ports are published by
 	Through6  int             `json:",omitempty"` // the same for IPv6
 	DNS       []string        // resolvers of its own
@@ -89,13 +88,9 @@ type Ports struct {
 	All     bool // what is exposed, too
 }
 
-// attachment is as much of a sandbox's request as its ports depend on.
-func (b *Sandbox) attachment() *Attachment {
-	a := &Attachment{Container: b.Container}
-	if p := b.Ports; p != nil {
-		a.Ports, a.Exposed, a.PublishAll = p.Asked, p.Exposed, p.All
-	}
-	return a
+// attachment is as much of a container's request as its ports depend on.
+func (p *Ports) attachment(container string) *Attachment {
+	return &Attachment{Container: container, Ports: p.Asked, Exposed: p.Exposed, PublishAll: p.All}
 }
 
 // FD is the descriptor of the sandbox's namespace, once: the caller closes it.
@@ -155,9 +150,6 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		return nil, err
 	}
 	u.Add(func() { (publisher{s}).withdraw(b) })
-	if len(a.Ports) > 0 || a.PublishAll {
-		b.Ports = &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
-	}
 	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
 		if err := (publisher{s}).open(b.Links); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -624,7 +616,7 @@ func (s *Service) HostAddresses() []netip.Addr {
 }
 
 // Connect gives a running container one more interface. ns is its namespace.
-func (s *Service) Connect(_ context.Context, container, name string, names []string, ref string, e *network.EndpointSettings, ns int) error {
+func (s *Service) Connect(_ context.Context, container, name string, names []string, ref string, e *network.EndpointSettings, p *Ports, ns int) error {
 	n, err := s.find(ref)
 	if err != nil {
 		return err
@@ -673,8 +665,8 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	if first && (led.v4 || led.v6) {
 		_ = bridge.Gateways(ns, n.iface(ep, led))
 	}
-	if b.Ports != nil && len(b.Bindings) == 0 {
-		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
+	if len(b.Bindings) == 0 {
+		if err := (publisher{s}).expose(b, p.attachment(container), len(b.Endpoints)-1); err != nil {
 			_ = bridge.Leave(ns, ep.Interface)
 			n.release(ep)
 			return err
@@ -700,7 +692,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 
 // Disconnect takes an interface from a running container. When it was the one
 // of the default route, another takes its place.
-func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) error {
+func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports, ns int) error {
 	n, err := s.find(ref)
 	if err != nil {
 		return err
@@ -752,8 +744,8 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		}
 		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}
-	if b.Ports != nil && len(b.Bindings) == 0 {
-		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {
+	if len(b.Bindings) == 0 {
+		if err := (publisher{s}).expose(b, p.attachment(container), 0); err != nil {
 			s.o.Log.Warn("published ports are not taken over by another network", "container", container, "error", err)
 		}
 	} else if err := (publisher{s}).rearrange(was, (publisher{s}).mappings(b)); err != nil {
