@@ -25,7 +25,7 @@ type relayer struct {
 }
 
 // RelayBy names the program that ports are handed to.
-func (s *Service) RelayBy(hand func(container string, list []Relay) error) {
+func RelayBy(s *Service, hand func(container string, list []Relay) error) {
 	r := &relayer{ch: make(chan func(), 64), hand: hand}
 	go func() {
 		for f := range r.ch {
