@@ -313,7 +313,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		return nil, err
 	}
 	s.keeper = kc
-	o.Networks.Outlive(outside{kc})
+	netsvc.Outlive(o.Networks, outside{kc})
 	close(s.ready)
 	recovery{s}.reconcile(hello)
 	o.Volumes.Keep(s.IsRunning)

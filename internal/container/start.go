@@ -14,6 +14,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/keeper"
+	netsvc "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/systemd"
@@ -241,7 +242,7 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 	}
 	shipping{s}.begin(c, shipped)
 	if nets.own(r) {
-		s.o.Networks.KeepNames(string(r.ID))
+		netsvc.KeepNames(s.o.Networks, string(r.ID))
 	}
 	if !nets.own(r) {
 		c.networkEvent(s, events.ActionConnect)

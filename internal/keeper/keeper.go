@@ -238,7 +238,7 @@ func (k *Keeper) dispatch(c *conn, m *message, fds []int) (body any, out []int, 
 			closeAll(fds)
 			return nil, nil, err
 		}
-		return nil, nil, k.keep(t.ID, fds)
+		return nil, nil, holder{k}.keep(t.ID, fds)
 	}
 	var t Target
 	if err := take(&t); err != nil {
@@ -254,7 +254,7 @@ func (k *Keeper) dispatch(c *conn, m *message, fds []int) (body any, out []int, 
 	case "fds":
 		return k.handles(t.ID)
 	case "kept":
-		return k.keptOf(t.ID)
+		return holder{k}.keptOf(t.ID)
 	case "signal":
 		return nil, nil, k.signal(&t)
 	case "resize":

@@ -25,7 +25,10 @@ func (c *Client) Kept(ctx context.Context, id string) ([]int, error) {
 	return fds, err
 }
 
-func (k *Keeper) keep(id string, fds []int) error {
+// holder is a view of the keeper: what is kept with tasks.
+type holder struct{ *Keeper }
+
+func (k holder) keep(id string, fds []int) error {
 	k.mu.Lock()
 	t := k.tasks[id]
 	if t == nil || t.exit != nil || t.pidFD < 0 {
@@ -40,7 +43,7 @@ func (k *Keeper) keep(id string, fds []int) error {
 	return nil
 }
 
-func (k *Keeper) keptOf(id string) (any, []int, error) {
+func (k holder) keptOf(id string) (any, []int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.tasks[id]

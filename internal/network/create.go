@@ -45,10 +45,17 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 		return bad("invalid name: leading and trailing blanks are not allowed: %q", r.Name)
 	case r.Name == "bridge" || r.Name == "host" || r.Name == "none" || r.Name == "default" || r.Name == "container":
 		return "", "", errs.New(errs.Forbidden, "operation is not permitted on predefined %s network ", r.Name)
+	case r.Ingress || r.Scope == "swarm":
+		return "", "", errs.New(errs.Unavailable, "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
 	case r.Scope != "" && r.Scope != "local":
-		return bad("scope %q is not supported: this engine has local networks only", r.Scope)
-	case r.Ingress || r.ConfigOnly || r.ConfigFrom != nil && r.ConfigFrom.Network != "":
-		return bad("ingress and configuration networks are not supported by this engine")
+		return bad("invalid network scope %q: this engine has local networks only", r.Scope)
+	}
+	if err := checkConfig(&r); err != nil {
+		return "", "", err
+	}
+	publisher{s}.defaults(&r)
+	if r, err = (publisher{s}).configured(r); err != nil {
+		return "", "", err
 	}
 	n := &Network{ICC: true, Masq: true}
 	n.ID, n.Name, n.Driver, n.Scope, n.Created = newID(), r.Name, r.Driver, "local", time.Now().UTC()
@@ -63,6 +70,12 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if n.Driver == "" || n.Driver == "default" {
 		n.Driver = "bridge"
 	}
+	if r.ConfigOnly {
+		return publisher{s}.createConfig(n, &r)
+	}
+	if r.ConfigFrom != nil {
+		n.ConfigFrom = *r.ConfigFrom
+	}
 	drv := drivers[n.Driver]
 	switch {
 	case n.Driver == "host" || n.Driver == "null":
@@ -73,12 +86,19 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if s.fault != nil && n.Driver == "bridge" {
 		return "", "", errs.Wrap(errs.Internal, s.fault, "cannot create the network "+n.Name)
 	}
-	n.EnableIPv4 = r.EnableIPv4 == nil || *r.EnableIPv4
-	n.EnableIPv6 = r.EnableIPv6 != nil && *r.EnableIPv6
+	if n.EnableIPv4, err = enabled(r.EnableIPv4, n.Options, optEnable4, true); err != nil {
+		return "", "", err
+	}
+	if n.EnableIPv6, err = enabled(r.EnableIPv6, n.Options, optEnable6, false); err != nil {
+		return "", "", err
+	}
 	if !n.EnableIPv4 && !n.EnableIPv6 {
 		return bad("IPv4 or IPv6 must be enabled")
 	}
 	if err := drv.read(n); err != nil {
+		return "", "", err
+	}
+	if err := n.readAnnounce(); err != nil {
 		return "", "", err
 	}
 	if n.MTU == 0 && n.Driver == "bridge" {
@@ -215,6 +235,22 @@ func (s *Service) allocate(n *Network) (err error) {
 		if !c.Subnet.IsValid() {
 			continue
 		}
+		if c.Subnet.Addr().IsUnspecified() { // any of that size
+			routes, _ := bridge.HostRoutes()
+			v6 := c.Subnet.Addr().Is6()
+			p, err := s.space.ChooseSize(v6, c.Subnet.Bits(), routes)
+			if errors.Is(err, ipam.ErrExhausted) && v6 && c.Subnet.Bits() >= 64 {
+				p = netip.PrefixFrom(uniqueLocal(n.ID).Addr(), c.Subnet.Bits())
+				err = s.space.Take(p)
+			}
+			if err != nil {
+				return errs.New(errs.Invalid, "%v", err)
+			}
+			c.Subnet = p
+			taken = append(taken, p)
+			has4, has6, n.EnableIPv6 = has4 || !v6, has6 || v6, n.EnableIPv6 || v6
+			continue
+		}
 		if c.Subnet != c.Subnet.Masked() {
 			return errs.New(errs.Invalid, "invalid network config:\ninvalid subnet %s: it should be %s", c.Subnet, c.Subnet.Masked())
 		}
@@ -349,6 +385,9 @@ func (s *Service) bringUp(n *Network) error {
 
 // takeDown removes what a network has on the host.
 func (s *Service) takeDown(n *Network) {
+	if n.ConfigOnly {
+		return
+	}
 	if n.pool != nil {
 		n.pool.drain(n)
 	}
@@ -392,6 +431,8 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 		}
 	case c.BridgeIP.IsValid():
 		cfg.Subnet, cfg.Gateway = c.BridgeIP.Masked(), c.BridgeIP.Addr()
+	case c.FixedCIDR.IsValid():
+		cfg.Subnet, cfg.Gateway = c.FixedCIDR.Masked(), c.FixedCIDR.Masked().Addr().Next()
 	default:
 		p, err := s.defaultSubnet()
 		if err != nil {
@@ -460,38 +501,24 @@ func (s *Service) defaultSubnet() (netip.Prefix, error) {
 	return p, s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(bucket, "default-subnet", p) })
 }
 
-// forward turns IP forwarding on, for IPv6 with the first network that has it. A host
-// that forwards for its containers is not to become everybody's router: what the engine
-// has turned on is for them only, and remembered until the host boots again.
+// forward turns IP forwarding on, for IPv6 with the first network that has it. That nothing
+// else is forwarded then is for the administrator to say: what a table of nftables drops,
+// no rule of another program can let through, so that other engines would be cut off.
 func (s publisher) forward(ipv6 bool) {
 	if !s.o.Config.Forward || s.o.Config.Bridge == "none" {
 		return
 	}
-	family, files := 0, []string{"/proc/sys/net/ipv4/ip_forward"}
+	files := []string{"/proc/sys/net/ipv4/ip_forward"}
 	if ipv6 {
-		family, files = 1, []string{"/proc/sys/net/ipv6/conf/default/forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"}
+		files = []string{"/proc/sys/net/ipv6/conf/default/forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"}
 	}
-	key := "forward" + strconv.Itoa(family)
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	for _, f := range files {
-		raw, err := os.ReadFile(f)
-		if err != nil || strings.TrimSpace(string(raw)) == "1" {
+		if raw, err := os.ReadFile(f); err != nil || strings.TrimSpace(string(raw)) == "1" {
 			continue
 		}
 		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
 			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
-			continue
 		}
-		_ = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, key, string(boot)) })
-	}
-	var ours string
-	_, _ = s.o.DB.Get(bucket, key, &ours)
-	s.mu.Lock()
-	s.policy.Drop[family] = ours == string(boot) && !s.o.Config.NoDrop
-	p := s.policy
-	s.mu.Unlock()
-	if s.fw != nil {
-		s.fw.SetPolicy(p)
 	}
 }
 

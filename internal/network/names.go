@@ -174,7 +174,7 @@ func (s namer) serveNames(b *Sandbox) {
 
 // KeepNames hands the resolver's sockets of a container that runs over, without waiting: what is asked
 // while no engine answers waits for the next one.
-func (s *Service) KeepNames(container string) {
+func KeepNames(s *Service, container string) {
 	s.mu.RLock()
 	b := s.sandboxes[container]
 	s.mu.RUnlock()

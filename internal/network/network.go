@@ -66,7 +66,6 @@ type Config struct {
 	AllowDirect bool   // published ports answer at the containers' own addresses, too
 	Mark        uint32 // packets with this mark, as far as MarkMask tells, pass to all containers; no mask: none do
 	MarkMask    uint32
-	NoDrop      bool                         // others' packets are forwarded also where the engine turned forwarding on
 	Relay       bool                         // ports that the kernel cannot send on are passed on by a program
 	Defaults    map[string]map[string]string // options of new networks, by driver
 	Forward     bool                         // turn forwarding on
@@ -132,7 +131,7 @@ type Service struct {
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
 	outlives  atomic.Pointer[outliver]
-	policy    firewall.Policy
+	announcer announcer
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -235,7 +234,13 @@ func (s *Service) load() error {
 			continue
 		}
 		for _, c := range n.IPAM.Config {
-			_ = s.space.Take(c.Subnet)
+			if !n.ConfigOnly {
+				_ = s.space.Take(c.Subnet)
+			}
+		}
+		if n.ConfigOnly {
+			s.add(n)
+			continue
 		}
 		if err := s.bringUp(n); err != nil {
 			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
@@ -255,13 +260,12 @@ func (s *Service) load() error {
 		lack = err
 	}
 	s.loadSandboxes()
-	s.policy = firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask}
 	publisher{s}.forward(false)
 	if slices.ContainsFunc(s.all(), func(n *Network) bool { return n.EnableIPv6 && n.Driver == "bridge" }) {
 		publisher{s}.forward(true)
 	}
 	if s.fw != nil {
-		s.fw.SetPolicy(s.policy)
+		s.fw.SetPolicy(firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask})
 	}
 	if err := s.restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)
@@ -323,7 +327,7 @@ func (s *Service) ID(name string) string {
 }
 
 // HasIPv6 reports whether a network, by name or id, has IPv6.
-func (s *Service) HasIPv6(ref string) bool {
+func HasIPv6(s *Service, ref string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	n, err := s.find(ref)
@@ -379,7 +383,9 @@ func (s *Service) Inspect(_ context.Context, ref, scope string) (network.Inspect
 	if scope != "" && scope != n.Scope {
 		return network.Inspect{}, errs.New(errs.NotFound, "network %s not found", ref)
 	}
-	return s.inspect(n), nil
+	out := s.inspect(n)
+	out.Status = (publisher{s}).status(n, s.members(n.ID))
+	return out, nil
 }
 
 func (s *Service) inspect(n *Network) network.Inspect {
@@ -428,6 +434,9 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 		}
 		slices.Sort(who)
 		return errs.New(errs.Forbidden, "error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(who, ", "))
+	}
+	if (publisher{s}).configures(n) {
+		return errs.New(errs.Forbidden, "configuration network %q is in use", n.Name)
 	}
 	return s.remove(n)
 }

@@ -61,9 +61,8 @@ func (n Network) source(v6 bool) netip.Addr {
 
 // Policy is what holds for all networks.
 type Policy struct {
-	Direct     bool    // Direct ports are reached by every interface
-	Mark, Mask uint32  // packets that have this mark, as far as Mask tells, reach every container; without a mask none do
-	Drop       [2]bool // IPv4, IPv6: packets between others are not forwarded
+	Direct     bool   // Direct ports are reached by every interface
+	Mark, Mask uint32 // packets that have this mark, as far as Mask tells, reach every container; without a mask none do
 }
 
 // Mapping is one published port, or a run of Count ports that keep their
@@ -607,7 +606,7 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 	if f.pol.Mask != 0 {
 		rule("forward", out, f.has("nets"), marked(f.pol.Mark, f.pol.Mask), accept)
 	}
-	for i, v := range []int{4, 6} {
+	for _, v := range []int{4, 6} {
 		suffix := fmt.Sprint(v)
 		icmp := []byte{unix.IPPROTO_ICMP}
 		if v == 6 {
@@ -620,9 +619,6 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 		} else {
 			rule("forward", out, f.has("routed"+suffix), family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
 			rule("forward", pairKey, f.has("trusted"), family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
-		}
-		if f.pol.Drop[i] {
-			rule("forward", in, f.lacks("nets"), family(v), drop)
 		}
 	}
 	rule("forward", out, f.has("nets"), drop)
