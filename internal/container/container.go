@@ -313,7 +313,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		return nil, err
 	}
 	s.keeper = kc
-	o.Networks.RelayBy(Nets{s}.relay)
+	o.Networks.Outlive(outside{kc})
 	close(s.ready)
 	o.Volumes.Keep(s.IsRunning) // by the records: those that have ended meanwhile give theirs up in their turn
 	recovery{s}.reconcile(hello)
