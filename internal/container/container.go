@@ -315,8 +315,8 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 	s.keeper = kc
 	netsvc.Outlive(o.Networks, outside{kc})
 	close(s.ready)
+	o.Volumes.Keep(s.IsRunning) // by the records: those that have ended meanwhile give theirs up in their turn
 	recovery{s}.reconcile(hello)
-	o.Volumes.Keep(s.IsRunning)
 	go shipping{s}.resume()
 	go recovery{s}.sweep(ctx)
 	return s, nil

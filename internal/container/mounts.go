@@ -266,8 +266,10 @@ func parseMount(m mount.Mount, mustExist bool) (Mount, error) {
 		name string
 		set  bool
 	}{
-		{"BindOptions", m.BindOptions != nil && m.Type != mount.TypeBind}, {"VolumeOptions", m.VolumeOptions != nil && m.Type != mount.TypeVolume},
-		{"ImageOptions", m.ImageOptions != nil && m.Type != mount.TypeImage}, {"TmpfsOptions", m.TmpfsOptions != nil && m.Type != mount.TypeTmpfs},
+		{"BindOptions", m.BindOptions != nil && m.Type != mount.TypeBind},
+		{"VolumeOptions", m.VolumeOptions != nil && m.Type != mount.TypeVolume},
+		{"ImageOptions", m.ImageOptions != nil && m.Type != mount.TypeImage},
+		{"TmpfsOptions", m.TmpfsOptions != nil && m.Type != mount.TypeTmpfs},
 		{"ClusterOptions", m.ClusterOptions != nil && m.Type != mount.TypeCluster},
 	} {
 		if x.set {

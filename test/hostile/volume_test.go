@@ -27,7 +27,8 @@ func TestVolumeFromLinks(t *testing.T) {
 		tag := fmt.Sprint("linked-", i)
 		image(t, e, tag, []entry{
 			{name: "place", kind: tar.TypeSymlink, link: to, mode: 0o777},
-			{name: "data/", kind: tar.TypeDir, mode: 0o755}, {name: "data/way", kind: tar.TypeSymlink, link: c.dir, mode: 0o777},
+			{name: "data/", kind: tar.TypeDir, mode: 0o755},
+			{name: "data/way", kind: tar.TypeSymlink, link: c.dir, mode: 0o777},
 			{name: "data/f", kind: tar.TypeReg, mode: 0o644, body: []byte("of the image")},
 		}, "VOLUME /place/sub")
 		b := e.Client("berth")
