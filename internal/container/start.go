@@ -14,8 +14,8 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/keeper"
-	netsvc "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/linux"
+	netsvc "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/systemd"
 	"berth.dev/berth/internal/undo"
