@@ -44,6 +44,7 @@ import (
 	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
+	"berth.dev/berth/internal/plugin"
 	"berth.dev/berth/internal/state"
 )
 
@@ -74,6 +75,9 @@ type Options struct {
 	Log    *slog.Logger
 	Config Config
 	Event  func(action events.Action, id string, attributes map[string]string) // may be nil
+	// Plugins are where plugins of networks and addresses are looked for; the zero value
+	// is where they are installed.
+	Plugins plugin.Dirs
 }
 
 // Network is one network. It persists in the bucket "network".
@@ -88,8 +92,14 @@ type Network struct {
 	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
 	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
 
-	fault   error // why it cannot be used
-	index   int   // of the bridge or the parent
+	PoolIDs []string `json:"pool-ids,omitempty"` // of an IPAM plugin, for each of IPAM.Config
+	Space   string   `json:"space,omitempty"`    // its address space
+
+	fresh   bool       // it is being made, not read at boot
+	bare    [2]bool    // no gateway is wanted for IPv4, IPv6
+	other   addressing // who hands out its addresses; nil for the engine itself
+	fault   error      // why it cannot be used
+	index   int        // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }
@@ -105,6 +115,7 @@ type Service struct {
 	space   *ipam.Space
 	makes   *maker
 	unwatch func() // ends the firewall's watch
+	plugins plugins
 
 	mu        sync.RWMutex
 	nets      map[string]*Network // by id
@@ -127,12 +138,16 @@ func Open(o Options) (*Service, error) {
 	if o.Config.Table == "" {
 		o.Config.Table = "berth"
 	}
+	if o.Plugins.Sockets == nil && o.Plugins.Specs == nil {
+		o.Plugins = plugin.DefaultDirs()
+	}
 	if o.Event == nil {
 		o.Event = func(events.Action, string, map[string]string) {}
 	}
 	s := &Service{
 		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
 		ports: ports{taken: map[portKey]string{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
+		plugins: plugins{dirs: o.Plugins, log: o.Log},
 	}
 	if o.Config.Firewall {
 		s.fw = firewall.New(o.Config.Table)
@@ -211,8 +226,10 @@ func (s *Service) load() error {
 			s.o.Log.Error("cannot read a network", "id", key, "error", err)
 			continue
 		}
-		for _, c := range n.IPAM.Config {
-			_ = s.space.Take(c.Subnet)
+		if n.other = s.plugins.addressing(s, n.IPAM.Driver); n.other == nil {
+			for _, c := range n.IPAM.Config {
+				_ = s.space.Take(c.Subnet)
+			}
 		}
 		if err := s.bringUp(n); err != nil {
 			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
@@ -390,6 +407,11 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 		}
 		slices.Sort(who)
 		return errs.New(errs.Forbidden, "error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(who, ", "))
+	}
+	if r, ok := s.driver(n.Driver).(pluginDriver); ok {
+		if _, err := r.d.Capabilities(); err != nil {
+			return errs.New(errs.KindOf(err), "error while removing network: failed deleting Network: %v", err)
+		}
 	}
 	return s.remove(n)
 }

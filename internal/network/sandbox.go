@@ -58,6 +58,7 @@ type Endpoint struct {
 	Gateway4  netip.Addr
 	Gateway6  netip.Addr
 	Names     []string // by which its neighbours find it
+	Published bool     `json:",omitempty"` // its plugin publishes the container's ports
 	Asked     *network.EndpointSettings
 }
 
@@ -75,7 +76,8 @@ type Sandbox struct {
 
 	resolver *dns.Sockets
 
-	fd int // of the namespace; the caller's from Attach
+	fd   int // of the namespace; the caller's from Attach
+	held int // one more, kept to give interfaces of plugins back, 0 for none
 }
 
 // Ports are the ports that a container asks to have published.
@@ -83,6 +85,14 @@ type Ports struct {
 	Asked   network.PortMap
 	Exposed network.PortSet
 	All     bool // what is exposed, too
+}
+
+// publishes is what a container asks to have published, nil for nothing.
+func (a *Attachment) publishes() *Ports {
+	if len(a.Ports) == 0 && !a.PublishAll {
+		return nil
+	}
+	return &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
 }
 
 // attachment is as much of a sandbox's request as its ports depend on.
@@ -130,15 +140,23 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			}
 			u.Add(func() { _ = unix.Close(b.fd) })
 		}
+		way := false // to the world
 		for i, o := range order {
-			e, err := s.join(o.net, b.fd, fmt.Sprintf("eth%d", i), o.settings, i == 0)
+			e, err := s.join(o.net, b.fd, fmt.Sprintf("eth%d", i), o.settings, !way, joins{a.Name, a.publishes()})
 			if err != nil {
 				return nil, err
 			}
-			e.Container = a.Name
-			u.Add(func() { o.net.release(e) })
+			way = way || e.Gateway4.IsValid() || e.Gateway6.IsValid()
+			u.Add(func() {
+				s.plugins.leave(s, o.net, b.fd, e)
+				o.net.release(e)
+			})
 			b.Endpoints = append(b.Endpoints, e)
 		}
+		if err := s.plugins.hold(s, b, b.fd); err != nil {
+			return nil, err
+		}
+		u.Add(b.letGo)
 		if slices.ContainsFunc(order, func(o asked) bool { return o.net.named() }) {
 			if b.resolver, err = dns.Open(b.fd, 0); err != nil {
 				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -156,9 +174,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		return nil, err
 	}
 	u.Add(func() { (publisher{s}).withdraw(b) })
-	if len(a.Ports) > 0 || a.PublishAll {
-		b.Ports = &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
-	}
+	b.Ports = a.publishes()
 	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
 		if err := s.fw.Open(b.Links); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -265,9 +281,11 @@ func (s *Service) Release(container string) {
 		if err != nil {
 			continue
 		}
+		s.plugins.leave(s, n, b.held, e)
 		n.release(e)
 		s.o.Event(events.ActionDisconnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
 	}
+	b.letGo()
 	_ = s.o.DB.Update(state.Async, func(tx *state.Tx) error { tx.Delete(sandboxBucket, container); return nil })
 }
 
@@ -303,14 +321,20 @@ func (s *Service) Keep(pid func(container string) int) {
 			s.Release(b.Container)
 			continue
 		}
-		if b.Resolver == 0 || b.resolver != nil {
+		if (b.Resolver == 0 || b.resolver != nil) && !s.plugins.on(s, b) {
 			continue
 		}
 		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			(namer{s}).reopenNames(b, ns)
-			_ = unix.Close(ns)
+		if err != nil {
+			continue
 		}
+		if b.Resolver != 0 && b.resolver == nil {
+			(namer{s}).reopenNames(b, ns)
+		}
+		if err := s.plugins.hold(s, b, ns); err != nil {
+			s.o.Log.Warn("cannot hold a container's network namespace", "container", b.Container, "error", err)
+		}
+		_ = unix.Close(ns)
 	}
 }
 
@@ -381,12 +405,18 @@ func held(err error) bool {
 	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
 }
 
+// joins is the container that an interface is for.
+type joins struct {
+	name  string
+	ports *Ports // what it asks to have published, nil for nothing
+}
+
 // join gives a namespace an interface on a network.
-func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool) (_ *Endpoint, err error) {
+func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool, who joins) (_ *Endpoint, err error) {
 	if n.fault != nil {
 		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
 	}
-	ep := &Endpoint{ID: newID(), Network: n.ID, Interface: name, Asked: e}
+	ep := &Endpoint{ID: newID(), Network: n.ID, Container: who.name, Interface: name, Asked: e}
 	if e != nil {
 		if v := e.DriverOpts[optIfName]; v != "" {
 			if !bridge.ValidName(v) {
@@ -409,11 +439,9 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	in := n.iface(ep, gateway)
-	if err := drivers[n.Driver].join(n, ns, in); err != nil {
+	if err := s.driver(n.Driver).join(n, &joining{ns: ns, ep: ep, gateway: gateway, ports: who.ports}); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
-	ep.Host, ep.MAC = in.Host, in.MAC
 	return ep, nil
 }
 
@@ -446,6 +474,9 @@ func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
 
 // address takes the addresses of an endpoint: those that are asked for, or free ones.
 func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error) {
+	if n.other != nil {
+		return n.other.address(n, ep, e)
+	}
 	defer func() {
 		if err != nil {
 			n.release(ep)
@@ -484,18 +515,27 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
 		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
-	if len(ep.MAC) == 0 {
+	n.hardware(ep)
+	return nil
+}
+
+// hardware gives an endpoint a hardware address, where it is the engine that chooses it.
+func (n *Network) hardware(ep *Endpoint) {
+	if len(ep.MAC) == 0 && drivers[n.Driver] != nil {
 		if ep.Addr4.IsValid() {
 			ep.MAC = bridge.MAC(ep.Addr4.Addr())
 		} else {
 			ep.MAC = bridge.RandomMAC()
 		}
 	}
-	return nil
 }
 
 // release gives an endpoint's addresses back.
 func (n *Network) release(ep *Endpoint) {
+	if n.other != nil {
+		n.other.release(n, ep)
+		return
+	}
 	for i, c := range n.IPAM.Config {
 		for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 			if p.IsValid() && c.Subnet.Contains(p.Addr()) && i < len(n.subnets) {
@@ -507,6 +547,9 @@ func (n *Network) release(ep *Endpoint) {
 
 // retake takes the addresses of an endpoint again.
 func (n *Network) retake(ep *Endpoint) {
+	if n.other != nil {
+		return // a plugin that forgets is told when it is needed
+	}
 	for i, c := range n.IPAM.Config {
 		for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 			if p.IsValid() && c.Subnet.Contains(p.Addr()) && i < len(n.subnets) {
@@ -570,24 +613,29 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		on, err := s.find(o.Network)
 		return err == nil && !on.Internal && priority(o.Asked) >= priority(e)
 	})
-	ep, err := s.join(n, ns, ifname, e, first)
+	ep, err := s.join(n, ns, ifname, e, first, joins{name, b.Ports})
 	if err != nil {
 		return err
 	}
-	ep.Container, ep.Names = name, slices.Clone(names)
+	ep.Names = slices.Clone(names)
 	if e != nil {
 		ep.Names = append(ep.Names, e.Aliases...)
 	}
 	b.Endpoints = append(b.Endpoints, ep)
-	if first && !n.Internal && len(b.Endpoints) > 1 {
+	if first && !n.Internal && len(b.Endpoints) > 1 && (ep.Gateway4.IsValid() || ep.Gateway6.IsValid()) {
 		_ = bridge.Gateways(ns, n.iface(ep, true))
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
-			_ = bridge.Leave(ns, ep.Interface)
+			_ = s.driver(n.Driver).leave(n, ns, ep)
 			n.release(ep)
 			return err
 		}
+	}
+	if err := s.plugins.hold(s, b, ns); err != nil {
+		_ = s.driver(n.Driver).leave(n, ns, ep)
+		n.release(ep)
+		return err
 	}
 	if n.named() && b.resolver == nil {
 		if b.resolver, err = dns.Open(ns, 0); err != nil {
@@ -631,15 +679,16 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	case i < old.Through:
 		b.Through--
 	}
-	if err := bridge.Leave(ns, ep.Interface); err != nil {
+	if err := s.driver(n.Driver).leave(n, ns, ep); err != nil {
 		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
 	}
 	n.release(ep)
 	byPriority := slices.Clone(b.Endpoints)
 	slices.SortStableFunc(byPriority, func(x, y *Endpoint) int { return priority(y.Asked) - priority(x.Asked) })
 	for _, e := range byPriority {
-		if on, err := s.find(e.Network); err == nil && !on.Internal {
+		if on, err := s.find(e.Network); err == nil && !on.Internal && (e.Gateway4.IsValid() || e.Gateway6.IsValid()) {
 			_ = bridge.Gateways(ns, on.iface(e, true))
+			s.plugins.way(s, on, e, b.Ports)
 			break
 		}
 	}
