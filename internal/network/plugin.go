@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -204,14 +205,29 @@ func sandboxOptions(p *Ports) map[string]any {
 		for e := range p.Exposed {
 			exposed = append(exposed, port{protocols[e.Proto()], e.Num()})
 		}
-		list, _ := (publisher{}).wanted(&Attachment{Ports: p.Asked, Exposed: p.Exposed, PublishAll: p.All},
-			&Endpoint{Addr4: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, netip.Addr{})
-		for _, w := range list {
-			b := binding{Proto: w.proto, Port: w.port, HostPort: w.first, HostPortEnd: w.last}
-			if w.host.IsValid() && !w.host.IsUnspecified() {
-				b.HostIP = w.host.String()
+		for key, list := range p.Asked {
+			if len(list) == 0 {
+				list = []network.PortBinding{{}}
 			}
-			mapped = append(mapped, b)
+			for _, a := range list {
+				b := binding{Proto: protocols[key.Proto()], Port: key.Num()}
+				first, last, isRun := strings.Cut(a.HostPort, "-")
+				if n, err := strconv.ParseUint(first, 10, 16); err == nil {
+					b.HostPort, b.HostPortEnd = uint16(n), uint16(n)
+				}
+				if n, err := strconv.ParseUint(last, 10, 16); err == nil && isRun {
+					b.HostPortEnd = uint16(n)
+				}
+				if a.HostIP.IsValid() && !a.HostIP.IsUnspecified() {
+					b.HostIP = a.HostIP.String()
+				}
+				mapped = append(mapped, b)
+			}
+		}
+		for key := range p.Exposed {
+			if _, own := p.Asked[key]; p.All && !own {
+				mapped = append(mapped, binding{Proto: protocols[key.Proto()], Port: key.Num()})
+			}
 		}
 	}
 	return map[string]any{remote.ExposedPorts: exposed, remote.PortMap: mapped}

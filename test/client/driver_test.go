@@ -316,7 +316,7 @@ func TestDrivers(t *testing.T) {
 		t.Errorf("left with the plugin: %v, %v", w.nets, w.pools)
 	}
 	for name, want := range map[string]string{"none": "lo", "host": "wire"} { // those that there is one of
-		if got := c.Must("run", "--rm", "--network", name, img, "ls", "/sys/class/net"); !strings.Contains(got, want) || strings.Contains(got, "eth0") {
+		if got := c.Must("run", "--rm", "--network", name, img, "ls", "/sys/class/net"); !slices.Contains(strings.Fields(got), want) || slices.Contains(strings.Fields(got), "eth0") {
 			t.Errorf("--network %s: %s", name, got)
 		}
 	}
