@@ -56,7 +56,9 @@ func (n *Network) foreign() bool {
 // that has ended, rather than left to the kernel, which destroys them with it: what a plugin
 // has lent it gets back, and a hardware address on an interface of the host is free
 // for the next run.
-func (n *Network) kept() bool { return n.Driver != "bridge" && n.Driver != "host" && n.Driver != "null" }
+func (n *Network) kept() bool {
+	return n.Driver != "bridge" && n.Driver != "host" && n.Driver != "null"
+}
 
 // on reports whether a sandbox has such interfaces.
 func (p *plugins) on(s *Service, b *Sandbox) bool {
