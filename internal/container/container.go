@@ -305,6 +305,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		return nil, err
 	}
 	s.keeper = kc
+	o.Networks.RelayBy(Nets{s}.relay)
 	close(s.ready)
 	recovery{s}.reconcile(hello)
 	go shipping{s}.resume()

@@ -532,6 +532,9 @@ func (s Nets) ports(r *Record, st *Status) []container.PortSummary {
 			out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 		}
 		for _, b := range list {
+			if b.HostPort == "" { // open at the container's own address
+				continue
+			}
 			n, _ := strconv.ParseUint(b.HostPort, 10, 16)
 			out = append(out, container.PortSummary{IP: b.HostIP, PrivatePort: p.Num(), PublicPort: uint16(n), Type: string(p.Proto())})
 		}

@@ -145,6 +145,7 @@ type NetworkConfig struct {
 	IPv6              bool
 	UserlandProxy     bool
 	AllowDirect       bool
+	AcceptFwMark      string // mark, or mark/mask
 	FirewallBackend   string
 	DNS               []netip.Addr
 	DNSOptions        []string

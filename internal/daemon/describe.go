@@ -45,6 +45,7 @@ func SystemConfig(c *Config, id string) system.Config {
 		Plugins:     apisystem.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Authorization: c.AuthPlugins, Log: drivers.Names()},
 		Registry:    registryInfo(&c.Image),
 		CDISpecDirs: c.CDISpecDirs,
+		Firewall:    &apisystem.FirewallInfo{Driver: "nftables"},
 		Proxy:       system.Proxy{HTTP: proxy(c.Proxy.HTTP, "HTTP_PROXY"), HTTPS: proxy(c.Proxy.HTTPS, "HTTPS_PROXY"), No: proxy(c.Proxy.No, "NO_PROXY")},
 	}
 	if c.Default.InitPath != "" {

@@ -59,6 +59,7 @@ func options(c *Config) []option {
 	net, def := &c.Network, &c.Default
 	opts := []option{
 		{name: "add-runtime", key: "runtimes", value: runtimes{&c.Runtime.Runtimes}, usage: "Register an additional OCI compatible runtime", merges: true, reload: true},
+		{name: "bridge-accept-fwmark", value: text(&net.AcceptFwMark), usage: "In bridge networks, accept packets with this firewall mark/mask"},
 		{name: "allow-direct-routing", value: boolean(&net.AllowDirect), usage: "Allow remote access to published ports on container IP addresses"},
 		{name: "authorization-plugin", key: "authorization-plugins", value: texts(&c.AuthPlugins, nil), usage: "Authorization plugins to load", reload: true},
 		{name: "bip", value: text(&net.BridgeIP), usage: "IPv4 address for the default bridge"},
@@ -166,7 +167,6 @@ func foreign() []option {
 		{name: "deprecated-key-path"},
 		{name: "cluster-store"},
 		{name: "cluster-advertise"},
-		{name: "bridge-accept-fwmark"},
 		{name: "graph"},
 		{name: "disable-legacy-registry", isBool: true},
 		{name: "minimum-api-version"},

@@ -8,8 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -245,6 +247,9 @@ func (c *Config) check() error {
 	case c.Network.FirewallBackend != "" && c.Network.FirewallBackend != "iptables" && c.Network.FirewallBackend != "nftables":
 		return fmt.Errorf("unknown firewall-backend %q", c.Network.FirewallBackend)
 	}
+	if _, _, err := c.Network.fwMark(); err != nil {
+		return fmt.Errorf("invalid bridge-accept-fwmark: %w", err)
+	}
 	if p := c.Default.SeccompProfile; strings.HasPrefix(p, "/") {
 		if _, err := os.Stat(p); err != nil {
 			return fmt.Errorf("opening seccomp profile (%s) failed: %w", p, err)
@@ -262,6 +267,26 @@ func (c *Config) check() error {
 		return fmt.Errorf("failed to set log opts: %w", err)
 	}
 	return nil
+}
+
+// fwMark reads the mark of packets that bridge networks accept: no mask, no mark.
+func (n *NetworkConfig) fwMark() (mark, mask uint32, err error) {
+	if n.AcceptFwMark == "" {
+		return 0, 0, nil
+	}
+	m, of, masked := strings.Cut(n.AcceptFwMark, "/")
+	v, err := strconv.ParseUint(m, 0, 32)
+	if err != nil {
+		return 0, 0, fmt.Errorf("invalid firewall mark %q: %w", n.AcceptFwMark, err)
+	}
+	if !masked {
+		return uint32(v), math.MaxUint32, nil
+	}
+	w, err := strconv.ParseUint(of, 0, 32)
+	if err != nil {
+		return 0, 0, fmt.Errorf("invalid firewall mask %q: %w", n.AcceptFwMark, err)
+	}
+	return uint32(v), uint32(w), nil
 }
 
 // warn logs what was configured and has no effect.

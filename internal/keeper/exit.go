@@ -19,7 +19,7 @@ func (t *task) watch(l *loop) {
 	l.want(t.src, unix.EPOLLIN)
 }
 
-// exited is called by the loop when a pidfd is readable.
+// exited is called by the loop when a pidfd, or a port that is relayed, is readable.
 func (k *Keeper) exited(s *source) {
 	switch {
 	case s.ex != nil:
@@ -28,8 +28,12 @@ func (k *Keeper) exited(s *source) {
 	case s.oom != nil:
 		s.oom.outOfMemory(k, s)
 		return
+	case s.relay != nil:
+		s.relay.ready(k.loop)
+		return
 	}
 	t := s.task
+	k.relays.end(k.loop, t.id)
 	code, lost := reapPid(t.pidFD, t.adopted, t.pid, t.start)
 	k.loop.mu.Lock()
 	k.loop.remove(s)

@@ -53,7 +53,8 @@ type Keeper struct {
 
 	busy    sync.WaitGroup // requests under way
 	slots   chan struct{}  // starts under way, about one for each processor
-	reaping chan func()    // work behind the exit: cgroups, mount namespaces
+	relays  relays
+	reaping chan func() // work behind the exit: cgroups, mount namespaces
 }
 
 // task is a container's first process. What an exec needs later is kept, the
@@ -223,6 +224,13 @@ func (k *Keeper) dispatch(c *conn, m *message, fds []int) (body any, out []int, 
 			return nil, nil, err
 		}
 		return nil, nil, k.adopt(&r, fds)
+	case "relay":
+		var r RelayRequest
+		if err := take(&r); err != nil {
+			closeAll(fds)
+			return nil, nil, err
+		}
+		return nil, nil, k.relays.serve(k.loop, &r, fds)
 	}
 	var t Target
 	if err := take(&t); err != nil {

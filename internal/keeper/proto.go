@@ -22,6 +22,7 @@
 //	  hello {version}          ─▶     {version, tasks}
 //	  start {spec…} + fds      ─▶     {pid, …} + [pidfd, stdio read ends]
 //	  exec, attach, signal …   ─▶     {…}
+//	  relay {id, ports} + fds  ─▶     {…}
 //	                           ◀─     event exit {id, code, at}
 //	                           ◀─     event oom {id, at}
 //	  forget {id}              ─▶     the record of an ended task is dropped

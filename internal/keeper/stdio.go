@@ -45,6 +45,7 @@ type source struct {
 	task    *task // for a pidfd
 	ex      *execution
 	oom     *task // for what tells that the task runs out of memory
+	relay   *relay
 	events  uint32
 	watched bool
 }

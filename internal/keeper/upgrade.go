@@ -24,6 +24,8 @@ type saved struct {
 	Lock     int         `json:"lock"`
 	Tasks    []savedTask `json:"tasks"`
 	Orphans  []string    `json:"orphans,omitempty"`
+
+	Relays []savedRelay `json:"relays,omitempty"`
 }
 
 type savedTask struct {
@@ -127,7 +129,9 @@ func (k *Keeper) reexec(prog int) error {
 
 func (k *Keeper) save() (saved, []int) {
 	st := saved{Listener: k.listenFD, Lock: k.lockFD}
-	keep := []int{k.lockFD}
+	var keep []int
+	st.Relays, keep = k.relays.save()
+	keep = append(keep, k.lockFD)
 	io := func(s *stdio) savedIO {
 		out := savedIO{Term: s.term, In: -1, Pending: s.pending, Once: s.once, EOF: s.eof, Spec: s.logSpec}
 		if s.in != nil {
@@ -200,6 +204,7 @@ func (r *offsetReader) Read(p []byte) (int, error) {
 
 // resume rebuilds the tasks of st.
 func (k *Keeper) resume(st *saved) error {
+	k.relays.resume(k.loop, st.Relays)
 	k.loop.mu.Lock()
 	defer k.loop.mu.Unlock()
 	io := func(x savedIO) *stdio {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -117,6 +116,9 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 		}
 		return "", "", errs.Wrap(errs.Internal, advised(err), "cannot create the network "+n.Name)
 	}
+	if n.EnableIPv6 && n.Driver == "bridge" {
+		publisher{s}.forward(true)
+	}
 	s.mu.Lock()
 	if _, again := s.byName[n.Name]; again {
 		s.mu.Unlock()
@@ -154,10 +156,25 @@ func (bridgeDriver) read(n *Network) error {
 			n.Masq, err = strconv.ParseBool(v)
 		case optHostIP:
 			n.HostIP, err = netip.ParseAddr(v)
+		case optMode4:
+			n.Mode4, err = readMode(v)
+		case optMode6:
+			n.Mode6, err = readMode(v)
+		case optInhibit:
+			n.Inhibit, err = strconv.ParseBool(v)
+		case optTrusted:
+			n.Trusted, err = readTrusted(v)
+		case optSource4:
+			n.Source4, err = netip.ParseAddr(v)
+		case optSource6:
+			n.Source6, err = netip.ParseAddr(v)
 		}
 		if err != nil {
 			return errs.New(errs.Invalid, "failed to parse %s value: %q (%v)", k, v, err)
 		}
+	}
+	if err := n.checkModes(); err != nil {
+		return err
 	}
 	return n.readMTU()
 }
@@ -262,8 +279,11 @@ func (s *Service) allocate(n *Network) (err error) {
 		return x.Subnet.Addr().BitLen() - y.Subnet.Addr().BitLen()
 	})
 	for i := range n.IPAM.Config {
-		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") && !n.bare[family(c.Subnet)] {
-			c.Gateway = c.Subnet.Addr().Next()
+		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") && n.onBridge(c.Subnet.Addr()) && !n.bare[family(c.Subnet)] {
+			c.Gateway = c.Subnet.Addr()
+			if c.Subnet.Bits() < c.Gateway.BitLen()-1 {
+				c.Gateway = c.Gateway.Next()
+			}
 		}
 	}
 	return nil
@@ -302,7 +322,7 @@ func (n *Network) open() {
 func (n *Network) gateways() []netip.Prefix {
 	var out []netip.Prefix
 	for _, c := range n.IPAM.Config {
-		if c.Gateway.IsValid() {
+		if c.Gateway.IsValid() && n.onBridge(c.Gateway) {
 			out = append(out, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
 		}
 	}
@@ -310,9 +330,12 @@ func (n *Network) gateways() []netip.Prefix {
 }
 
 func (n *Network) rules() firewall.Network {
-	f := firewall.Network{Bridge: n.Bridge, Internal: n.Internal, ICC: n.ICC, Masquerade: n.Masq}
+	f := firewall.Network{Bridge: n.Bridge, Internal: n.Internal, ICC: n.ICC, Masquerade: n.Masq, Trusted: n.Trusted, Source4: n.Source4, Source6: n.Source6}
 	for _, c := range n.IPAM.Config {
 		f.Subnets = append(f.Subnets, c.Subnet)
+	}
+	for i, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		f.Open[i], f.Routed[i] = n.mode(a) == modeUnprotected, n.mode(a) == modeRouted
 	}
 	return f
 }
@@ -432,19 +455,38 @@ func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
 	return p, s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(bucket, "default-subnet", p) })
 }
 
-// forward turns IP forwarding on.
-func forward(ipv6 bool, log *slog.Logger) {
-	files := []string{"/proc/sys/net/ipv4/ip_forward"}
-	if ipv6 {
-		files = append(files, "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/default/forwarding")
+// forward turns IP forwarding on, for IPv6 with the first network that has it. A host
+// that forwards for its containers is not to become everybody's router: what the engine
+// has turned on is for them only, and remembered until the host boots again.
+func (s publisher) forward(ipv6 bool) {
+	if !s.o.Config.Forward || s.o.Config.Bridge == "none" {
+		return
 	}
+	family, files := 0, []string{"/proc/sys/net/ipv4/ip_forward"}
+	if ipv6 {
+		family, files = 1, []string{"/proc/sys/net/ipv6/conf/default/forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"}
+	}
+	key := "forward" + strconv.Itoa(family)
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	for _, f := range files {
-		if raw, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(raw)) == "1" {
+		raw, err := os.ReadFile(f)
+		if err != nil || strings.TrimSpace(string(raw)) == "1" {
 			continue
 		}
 		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
-			log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
+			continue
 		}
+		_ = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, key, string(boot)) })
+	}
+	var ours string
+	_, _ = s.o.DB.Get(bucket, key, &ours)
+	s.mu.Lock()
+	s.policy.Drop[family] = ours == string(boot) && !s.o.Config.NoDrop
+	p := s.policy
+	s.mu.Unlock()
+	if s.fw != nil {
+		s.fw.SetPolicy(p)
 	}
 }
 
@@ -462,10 +504,11 @@ func (s *Service) restoreRules() error {
 		}
 	}
 	s.mu.RLock()
-	for _, b := range s.sandboxes {
-		ports = append(ports, b.mappings()...)
+	all := slices.Collect(maps.Values(s.sandboxes))
+	s.mu.RUnlock()
+	for _, b := range all {
+		ports = append(ports, (publisher{s}).mappings(b)...)
 		links = append(links, b.Links...)
 	}
-	s.mu.RUnlock()
 	return s.fw.Restore(nets, ports, links)
 }

@@ -34,6 +34,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -61,9 +62,15 @@ type Config struct {
 	MTU         int        // 0 is that of the default route
 	ICC         bool
 	Masquerade  bool
-	Forward     bool // turn forwarding on
-	Firewall    bool // write rules
-	IPv6        bool // on the default bridge
+	AllowDirect bool   // published ports answer at the containers' own addresses, too
+	Mark        uint32 // packets with this mark, as far as MarkMask tells, pass to all containers; no mask: none do
+	MarkMask    uint32
+	NoDrop      bool                         // others' packets are forwarded also where the engine turned forwarding on
+	Relay       bool                         // ports that the kernel cannot send on are passed on by a program
+	Defaults    map[string]map[string]string // options of new networks, by driver
+	Forward     bool                         // turn forwarding on
+	Firewall    bool                         // write rules
+	IPv6        bool                         // on the default bridge
 	Pools       []ipam.Pool
 	Table       string // of the firewall
 	HostGateway []netip.Addr
@@ -88,6 +95,13 @@ type Network struct {
 	ICC    bool   `json:"icc,omitempty"`
 	Masq   bool   `json:"masq,omitempty"`
 	HostIP netip.Addr
+
+	Mode4   string     `json:"mode4,omitempty"` // gateway modes, "" is nat
+	Mode6   string     `json:"mode6,omitempty"`
+	Inhibit bool       `json:"inhibit,omitempty"` // the host has no IPv4 address on the bridge
+	Trusted []string   `json:"trusted,omitempty"` // interfaces by which published ports are reached at the containers' own addresses
+	Source4 netip.Addr `json:"source4,omitzero"`  // containers speak to the world by it
+	Source6 netip.Addr `json:"source6,omitzero"`
 
 	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
 	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
@@ -125,6 +139,8 @@ type Service struct {
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
 	upstream  upstream
+	relays    atomic.Pointer[relayer]
+	policy    firewall.Policy
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -146,7 +162,7 @@ func Open(o Options) (*Service, error) {
 	}
 	s := &Service{
 		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
-		ports: ports{taken: map[portKey]string{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
+		ports: ports{taken: map[portKey][]holder{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
 		plugins: plugins{dirs: o.Plugins, log: o.Log},
 	}
 	if o.Config.Firewall {
@@ -247,8 +263,13 @@ func (s *Service) load() error {
 		lack = err
 	}
 	s.loadSandboxes()
-	if s.o.Config.Forward && s.o.Config.Bridge != "none" {
-		forward(s.o.Config.IPv6, s.o.Log)
+	s.policy = firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask}
+	publisher{s}.forward(false)
+	if slices.ContainsFunc(s.all(), func(n *Network) bool { return n.EnableIPv6 && n.Driver == "bridge" }) {
+		publisher{s}.forward(true)
+	}
+	if s.fw != nil {
+		s.fw.SetPolicy(s.policy)
 	}
 	if err := s.restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)

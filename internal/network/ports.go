@@ -2,18 +2,15 @@ package network
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/moby/moby/api/types/network"
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/errs"
-	"berth.dev/berth/internal/network/firewall"
 )
 
 // The range of ports that are handed out when none is asked for: the kernel's
@@ -23,28 +20,59 @@ const (
 	lastPort  = 60999
 )
 
-// portKey is one port of the host. Host is unspecified for all addresses.
+// longRun is how many ports in a row are held one by one. More of them would cost the
+// kernel some kilobytes each: they are only looked for once, and kept in one piece.
+const longRun = 1024
+
+// portKey is a port of the host, on any of its addresses.
 type portKey struct {
 	proto uint8
-	host  netip.Addr
+	v6    bool
 	port  uint16
+}
+
+// holder is a container that has a port on an address, or on all.
+type holder struct {
+	host      netip.Addr
+	container string
+}
+
+// run is a long run of ports that a container has.
+type run struct {
+	portKey // its first
+	last    uint16
+	holder
 }
 
 // ports are the published ports. Each is held by a bound socket as well, so
 // that no program of the host takes what the firewall leads elsewhere.
 type ports struct {
 	mu    sync.Mutex
-	taken map[portKey]string // → container
+	taken map[portKey][]holder
+	runs  []run
 	next  uint16
 }
 
-// Binding is one published port of a sandbox.
+// Binding is a published port of a sandbox, or a run of them that keep their order.
 type Binding struct {
 	Proto uint8
 	Port  uint16 // in the container
 	Host  netip.AddrPort
+	Count int `json:",omitempty"` // 0 is 1
+	// Routed: there is no port on the host, the container's is open at its own address.
+	Routed bool `json:",omitempty"`
 
-	socket int // -1 for none
+	sockets []int // that hold it; they may be fewer than the ports, or none
+}
+
+func (b *Binding) count() int { return max(1, b.Count) }
+
+func (b *Binding) key() portKey { return portKey{b.Proto, b.Host.Addr().Is6(), b.Host.Port()} }
+
+// follows reports whether b continues the run a.
+func (b *Binding) follows(a *Binding) bool {
+	n := a.count()
+	return a.Proto == b.Proto && !a.Routed && !b.Routed && a.Host.Addr() == b.Host.Addr() && int(a.Host.Port())+n == int(b.Host.Port()) && int(a.Port)+n == int(b.Port)
 }
 
 var protocols = map[network.IPProtocol]uint8{network.TCP: unix.IPPROTO_TCP, network.UDP: unix.IPPROTO_UDP, network.SCTP: unix.IPPROTO_SCTP}
@@ -58,65 +86,76 @@ func protoName(p uint8) string {
 	return strconv.Itoa(int(p))
 }
 
-// conflicts reports whether a port is taken on host or on all addresses.
-func (p *ports) conflicts(k portKey) bool {
-	if _, ok := p.taken[k]; ok {
-		return true
-	}
-	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if any.Is4() == k.host.Is4() && k.host != any {
-			if _, ok := p.taken[portKey{k.proto, any, k.port}]; ok {
-				return true
-			}
+// clash reports whether two holders cannot have the same port.
+func clash(a, b netip.Addr) bool { return a == b || a.IsUnspecified() || b.IsUnspecified() }
+
+// conflicts reports whether somebody has a port on host or on all addresses.
+func (p *ports) conflicts(k portKey, host netip.Addr) bool {
+	for _, h := range p.taken[k] {
+		if clash(h.host, host) {
+			return true
 		}
 	}
-	if k.host.IsUnspecified() {
-		for o := range p.taken {
-			if o.proto == k.proto && o.port == k.port && o.host.Is4() == k.host.Is4() {
-				return true
-			}
+	for i := range p.runs {
+		if r := &p.runs[i]; r.proto == k.proto && r.v6 == k.v6 && r.port <= k.port && k.port <= r.last && clash(r.host, host) {
+			return true
 		}
 	}
 	return false
 }
 
 // errAllocated is Docker's message for a port that another container has.
-func errAllocated(k portKey) error {
-	return errs.New(errs.Internal, "Bind for %s:%d failed: port is already allocated", k.host, k.port)
+func errAllocated(host netip.Addr, port uint16) error {
+	return errs.New(errs.Internal, "Bind for %s:%d failed: port is already allocated", host, port)
 }
+
+// errBind is Docker's message for a port that cannot be had for another reason.
+func errBind(proto uint8, at netip.AddrPort, err error) error {
+	why := err.Error()
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		why = "address already in use"
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		why = "cannot assign requested address"
+	}
+	return errs.New(errs.Internal, "failed to bind host port %s/%s: %s", at, protoName(proto), why)
+}
+
+// backlog is how many connections wait for one that is passed on by a program.
+const backlog = 128
 
 // bind holds a port on the host, so that a program that has it is found, and
 // none takes it later.
-func bind(k portKey) (int, error) {
+func bind(proto uint8, at netip.AddrPort) (int, error) {
 	family, typ := unix.AF_INET, unix.SOCK_STREAM
-	switch k.proto {
+	switch proto {
 	case unix.IPPROTO_UDP:
 		typ = unix.SOCK_DGRAM
 	case unix.IPPROTO_SCTP:
 		return -1, nil // not every kernel has it; the firewall needs none
 	}
 	var sa unix.Sockaddr
-	if k.host.Is4() {
-		sa = &unix.SockaddrInet4{Port: int(k.port), Addr: k.host.As4()}
+	if at.Addr().Is4() {
+		sa = &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
 	} else {
-		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(k.port), Addr: k.host.As16()}
+		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
 	}
 	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	if k.host.Is6() {
+	if at.Addr().Is6() {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	if k.proto == unix.IPPROTO_TCP {
+	if proto == unix.IPPROTO_TCP {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // connections of the last holder may linger
 	}
 	if err := unix.Bind(fd, sa); err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}
-	if k.proto == unix.IPPROTO_TCP { // only a listener keeps others from listening
-		if err := unix.Listen(fd, 1); err != nil {
+	if proto == unix.IPPROTO_TCP { // only a listener keeps others from listening
+		if err := unix.Listen(fd, backlog); err != nil {
 			_ = unix.Close(fd)
 			return -1, err
 		}
@@ -124,8 +163,14 @@ func bind(k portKey) (int, error) {
 	return fd, nil
 }
 
-// publisher opens and closes the ports of containers.
-type publisher struct{ *Service }
+// listenable reports whether the host has IPv6. It is asked once, with the first port.
+var listenable = sync.OnceValue(func() bool {
+	fd, err := bind(unix.IPPROTO_TCP, netip.AddrPortFrom(netip.IPv6Loopback(), 0))
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return err == nil
+})
 
 // want is one port that a container publishes.
 type want struct {
@@ -134,176 +179,26 @@ type want struct {
 	host        netip.Addr
 	first, last uint16 // 0: any
 	of          int    // which binding it comes from: one for both families gets one port
+	routed      bool   // it is open at the container's own address, and not the host's
 }
 
-// wanted reads the bindings of a container, in a stable order.
-func (s publisher) wanted(a *Attachment, ep *Endpoint, hostIP netip.Addr) ([]want, error) {
-	var out []want
-	asked := 0
-	add := func(p network.Port, b network.PortBinding) error {
-		asked++
-		w := want{proto: protocols[p.Proto()], port: p.Num(), host: b.HostIP, of: asked}
-		if b.HostPort != "" {
-			lo, hi, isRange := strings.Cut(b.HostPort, "-")
-			first, err := strconv.ParseUint(lo, 10, 16)
-			if err != nil {
-				return errs.New(errs.Invalid, "invalid port specification: %q", b.HostPort)
-			}
-			last := first
-			if isRange {
-				if last, err = strconv.ParseUint(hi, 10, 16); err != nil || last < first {
-					return errs.New(errs.Invalid, "invalid port specification: %q", b.HostPort)
-				}
-			}
-			w.first, w.last = uint16(first), uint16(last)
-		}
-		if w.host.IsValid() {
-			w.host = w.host.Unmap()
-			if w.host.Is4() && !ep.Addr4.IsValid() || w.host.Is6() && !ep.Addr6.IsValid() {
-				return nil // of a family that the network has not
-			}
-			out = append(out, w)
-			return nil
-		}
-		if hostIP.IsValid() && !hostIP.IsUnspecified() {
-			w.host = hostIP
-			out = append(out, w)
-			return nil
-		}
-		if ep.Addr4.IsValid() {
-			w.host = netip.IPv4Unspecified()
-			out = append(out, w)
-		}
-		if ep.Addr6.IsValid() {
-			w.host = netip.IPv6Unspecified()
-			out = append(out, w)
-		}
-		return nil
-	}
-	keys := make([]network.Port, 0, len(a.Ports))
-	for p := range a.Ports {
-		keys = append(keys, p)
-	}
-	if a.PublishAll {
-		for p := range a.Exposed {
-			if _, own := a.Ports[p]; !own {
-				keys = append(keys, p)
-			}
-		}
-	}
-	slices.SortFunc(keys, func(x, y network.Port) int {
-		if c := int(x.Num()) - int(y.Num()); c != 0 {
-			return c
-		}
-		return strings.Compare(string(x.Proto()), string(y.Proto()))
-	})
-	for _, p := range keys {
-		list := a.Ports[p]
-		if len(list) == 0 {
-			list = []network.PortBinding{{}}
-		}
-		for _, b := range list {
-			if err := add(p, b); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return out, nil
-}
-
-// publish takes the ports of a container: all of them or none.
-func (s publisher) publish(a *Attachment, ep *Endpoint, hostIP netip.Addr) (_ []Binding, err error) {
-	list, err := s.wanted(a, ep, hostIP)
-	if err != nil || len(list) == 0 {
-		return nil, err
-	}
-	var done []Binding
-	defer func() {
-		if err != nil {
-			s.unpublish(a.Container, done)
-		}
-	}()
-	// Those that name a host port first: else one of the others may be given it.
-	slices.SortStableFunc(list, func(x, y want) int {
-		switch {
-		case x.first != 0 && y.first == 0:
-			return -1
-		case x.first == 0 && y.first != 0:
-			return 1
-		}
-		return 0
-	})
-	chosen := map[int]uint16{}
-	for _, w := range list {
-		if port := chosen[w.of]; port != 0 {
-			w.first, w.last = port, port
-		}
-		b, err := s.ports.take(a.Container, w)
-		if err != nil {
-			return nil, errs.New(errs.KindOf(err), "failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %v", ep.Container, ep.ID, err)
-		}
-		chosen[w.of] = b.Host.Port()
-		done = append(done, b)
-	}
-	return done, nil
-}
-
-// expose publishes the ports of a sandbox by the first of its endpoints, from at on, that can.
-func (s publisher) expose(b *Sandbox, a *Attachment, at int) error {
-	for i := at; i < len(b.Endpoints); i++ {
-		n, err := s.find(b.Endpoints[i].Network)
-		if err != nil || n.Driver != "bridge" || n.Internal {
-			continue
-		}
-		list, err := s.publish(a, b.Endpoints[i], n.HostIP)
-		if err != nil {
-			return err
-		}
-		b.Bindings, b.Through = list, i
-		if s.fw != nil && len(list) > 0 {
-			if err := s.fw.Publish(b.mappings()); err != nil {
-				s.unpublish(b.Container, list)
-				b.Bindings = nil
-				return errs.Wrap(errs.Internal, err, "failed to set up container networking")
-			}
-		}
-		return nil
-	}
-	return nil
-}
-
-// withdraw is the opposite of expose.
-func (s publisher) withdraw(b *Sandbox) {
-	if s.fw != nil && len(b.Bindings) > 0 {
-		if err := s.fw.Withdraw(b.mappings()); err != nil {
-			s.o.Log.Warn("cannot withdraw published ports", "container", b.Container, "error", err)
-		}
-	}
-	s.unpublish(b.Container, b.Bindings)
-}
-
-// take finds a free port for w and holds it.
+// take finds a free port for w and holds it. mu is held.
 func (p *ports) take(container string, w want) (Binding, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	b := Binding{Proto: w.proto, Port: w.port, socket: -1}
+	b := Binding{Proto: w.proto, Port: w.port}
 	try := func(port uint16) error {
-		k := portKey{w.proto, w.host, port}
-		if p.conflicts(k) {
-			return errAllocated(k)
+		k := portKey{w.proto, w.host.Is6(), port}
+		if p.conflicts(k, w.host) {
+			return errAllocated(w.host, port)
 		}
-		fd, err := bind(k)
+		b.Host = netip.AddrPortFrom(w.host, port)
+		fd, err := bind(w.proto, b.Host)
 		if err != nil {
-			switch {
-			case errors.Is(err, unix.EADDRINUSE):
-				return errs.New(errs.Internal, "failed to bind host port %s:%d/%s: address already in use", k.host, k.port, protoName(k.proto))
-			case errors.Is(err, unix.EADDRNOTAVAIL):
-				return errs.New(errs.Internal, "failed to bind host port %s:%d/%s: cannot assign requested address", k.host, k.port, protoName(k.proto))
-			}
-			return errs.New(errs.Internal, "failed to bind host port %s:%d/%s: %v", k.host, k.port, protoName(k.proto), err)
+			return errBind(w.proto, b.Host, err)
 		}
-		p.taken[k] = container
-		b.Host, b.socket = netip.AddrPortFrom(w.host, port), fd
+		p.taken[k] = append(p.taken[k], holder{w.host, container})
+		if fd >= 0 {
+			b.sockets = []int{fd}
+		}
 		return nil
 	}
 	if w.first != 0 {
@@ -333,69 +228,89 @@ func (p *ports) take(container string, w want) (Binding, error) {
 	return b, errs.New(errs.Internal, "Bind for %s failed: all ports are allocated", w.host)
 }
 
+// takeRun takes n ports from w's on. Programs that have one of them are found, those that
+// come later are not kept away. mu is held.
+func (p *ports) takeRun(container string, w want, n int) (Binding, error) {
+	b := Binding{Proto: w.proto, Port: w.port, Host: netip.AddrPortFrom(w.host, w.first), Count: n}
+	r := run{portKey: b.key(), last: w.first + uint16(n-1), holder: holder{w.host, container}}
+	for i := range p.runs {
+		if o := &p.runs[i]; o.proto == r.proto && o.v6 == r.v6 && o.port <= r.last && r.port <= o.last && clash(o.host, r.host) {
+			return b, errAllocated(w.host, max(o.port, r.port))
+		}
+	}
+	for k, list := range p.taken {
+		if k.proto == r.proto && k.v6 == r.v6 && k.port >= r.port && k.port <= r.last && slices.ContainsFunc(list, func(h holder) bool { return clash(h.host, w.host) }) {
+			return b, errAllocated(w.host, k.port)
+		}
+	}
+	if w.proto != unix.IPPROTO_SCTP {
+		used, err := inUse(w.proto, w.host, r.port, r.last)
+		if err != nil {
+			return b, err
+		}
+		if used != 0 {
+			return b, errBind(w.proto, netip.AddrPortFrom(w.host, used), unix.EADDRINUSE)
+		}
+	}
+	p.runs = append(p.runs, r)
+	return b, nil
+}
+
 // retake takes the ports that a running container had before the engine came back.
 func (p *ports) retake(container string, list []Binding) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range list {
 		b := &list[i]
-		k := portKey{b.Proto, b.Host.Addr(), b.Host.Port()}
-		p.taken[k] = container
-		if b.socket, _ = bind(k); b.socket < 0 {
-			b.socket = -1
-		}
-	}
-}
-
-// unpublish gives ports back.
-func (s publisher) unpublish(container string, list []Binding) {
-	s.ports.mu.Lock()
-	defer s.ports.mu.Unlock()
-	for _, b := range list {
-		k := portKey{b.Proto, b.Host.Addr(), b.Host.Port()}
-		if s.ports.taken[k] == container {
-			delete(s.ports.taken, k)
-		}
-		if b.socket >= 0 {
-			_ = unix.Close(b.socket)
-		}
-	}
-}
-
-// mappings are bindings as the firewall knows them; runs of ports that keep
-// their order become one.
-func mappings(list []Binding, ep *Endpoint) []firewall.Mapping {
-	var out []firewall.Mapping
-	for _, b := range list {
-		to := ep.Addr4.Addr()
-		if b.Host.Addr().Is6() {
-			to = ep.Addr6.Addr()
-		}
-		if !to.IsValid() {
+		if b.Routed {
 			continue
 		}
-		m := firewall.Mapping{Proto: b.Proto, Host: b.Host.Addr(), Port: b.Host.Port(), Count: 1, To: netip.AddrPortFrom(to, b.Port)}
-		if n := len(out); n > 0 {
-			l := &out[n-1]
-			if l.Proto == m.Proto && l.Host == m.Host && int(l.Port)+l.Count == int(m.Port) && int(l.To.Port())+l.Count == int(m.To.Port()) && l.To.Addr() == to {
-				l.Count++
-				continue
+		k, h := b.key(), holder{b.Host.Addr(), container}
+		if b.count() > longRun {
+			p.runs = append(p.runs, run{k, k.port + uint16(b.count()-1), h})
+			continue
+		}
+		for j := range b.count() {
+			k.port = b.Host.Port() + uint16(j)
+			p.taken[k] = append(p.taken[k], h)
+		}
+		b.rebind()
+	}
+}
+
+// rebind holds the ports of a binding again, where nobody does.
+func (b *Binding) rebind() {
+	for j := range b.count() {
+		if fd, err := bind(b.Proto, netip.AddrPortFrom(b.Host.Addr(), b.Host.Port()+uint16(j))); err == nil && fd >= 0 {
+			b.sockets = append(b.sockets, fd)
+		}
+	}
+}
+
+// giveBack is the opposite of take.
+func (p *ports) giveBack(container string, list []Binding) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range list {
+		b := &list[i]
+		for _, fd := range b.sockets {
+			_ = unix.Close(fd)
+		}
+		if b.Routed {
+			continue
+		}
+		k, h := b.key(), holder{b.Host.Addr(), container}
+		if b.count() > longRun {
+			p.runs = slices.DeleteFunc(p.runs, func(r run) bool { return r.portKey == k && r.holder == h })
+			continue
+		}
+		for j := range b.count() {
+			k.port = b.Host.Port() + uint16(j)
+			if left := slices.DeleteFunc(p.taken[k], func(o holder) bool { return o == h }); len(left) > 0 {
+				p.taken[k] = left
+			} else {
+				delete(p.taken, k)
 			}
 		}
-		out = append(out, m)
 	}
-	return out
-}
-
-// portMap is bindings as inspect shows them.
-func portMap(list []Binding) network.PortMap {
-	out := network.PortMap{}
-	for _, b := range list {
-		p, ok := network.PortFrom(b.Port, network.IPProtocol(protoName(b.Proto)))
-		if !ok {
-			continue
-		}
-		out[p] = append(out[p], network.PortBinding{HostIP: b.Host.Addr(), HostPort: fmt.Sprint(b.Host.Port())})
-	}
-	return out
 }

@@ -107,13 +107,6 @@ func (b *Sandbox) attachment() *Attachment {
 // FD is the descriptor of the sandbox's namespace, once: the caller closes it.
 func (b *Sandbox) FD() int { return b.fd }
 
-func (b *Sandbox) mappings() []firewall.Mapping {
-	if len(b.Bindings) == 0 || b.Through >= len(b.Endpoints) {
-		return nil
-	}
-	return mappings(b.Bindings, b.Endpoints[b.Through])
-}
-
 // Attach makes the sandbox of a container: namespace, interfaces, addresses,
 // ports. Everything is undone when one of them cannot be had.
 func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err error) {
@@ -321,6 +314,7 @@ func (s *Service) Keep(pid func(container string) int) {
 			s.Release(b.Container)
 			continue
 		}
+		(publisher{s}).keepRelays(b)
 		if (b.Resolver == 0 || b.resolver != nil) && !s.plugins.on(s, b) {
 			continue
 		}
@@ -631,6 +625,10 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 			n.release(ep)
 			return err
 		}
+	} else if old != nil {
+		if err := (publisher{s}).rearrange((publisher{s}).mappings(old), (publisher{s}).mappings(b)); err != nil {
+			return err
+		}
 	}
 	if err := s.plugins.hold(s, b, ns); err != nil {
 		_ = s.driver(n.Driver).leave(n, ns, ep)
@@ -668,6 +666,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		return nil
 	}
 	ep := old.Endpoints[i]
+	was := (publisher{s}).mappings(old)
 	b := &Sandbox{}
 	*b = *old
 	b.fd = -1
@@ -675,7 +674,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	switch {
 	case i == old.Through:
 		(publisher{s}).withdraw(old)
-		b.Bindings, b.Through = nil, 0
+		b.Bindings, b.Through, was = nil, 0, nil
 	case i < old.Through:
 		b.Through--
 	}
@@ -696,6 +695,8 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {
 			s.o.Log.Warn("published ports are not taken over by another network", "container", container, "error", err)
 		}
+	} else if err := (publisher{s}).rearrange(was, (publisher{s}).mappings(b)); err != nil {
+		s.o.Log.Warn("cannot close published ports on a network that was left", "container", container, "error", err)
 	}
 	if err := s.keep(b); err != nil {
 		return err

@@ -77,10 +77,10 @@ func TestNetworks(t *testing.T) {
 		if got := c.Must("exec", "web", "wget", "-q", "-O", "-", "http://"+gw+":8080/"); got != "hello" {
 			t.Errorf("a container by its own published port: %q", got)
 		}
-		if got := c.Must("port", "web"); got != "80/tcp -> 0.0.0.0:8080\n80/tcp -> 127.0.0.1:8081" {
+		if got := c.Must("port", "web"); got != "80/tcp -> 0.0.0.0:8080\n80/tcp -> 127.0.0.1:8081\n80/tcp -> [::]:8080" {
 			t.Errorf("port: %q", got)
 		}
-		if got := c.Must("ps", "--format", "{{.Ports}}"); got != "0.0.0.0:8080->80/tcp, 127.0.0.1:8081->80/tcp" {
+		if got := c.Must("ps", "--format", "{{.Ports}}"); got != "0.0.0.0:8080->80/tcp, 127.0.0.1:8081->80/tcp, [::]:8080->80/tcp" {
 			t.Errorf("ps: %q", got)
 		}
 		if r := c.Run("run", "--rm", "-p", "8080:80", img, "true"); r.Code != 125 || !strings.Contains(r.Err, "Bind for 0.0.0.0:8080 failed: port is already allocated") {

@@ -82,6 +82,7 @@ func network(offset uint32, p netip.Prefix) []expr.Any {
 
 func saddr4(p netip.Prefix) []expr.Any { return network(12, p) }
 func daddr4(p netip.Prefix) []expr.Any { return network(16, p) }
+func daddr6(p netip.Prefix) []expr.Any { return network(24, p) }
 func saddr6(p netip.Prefix) []expr.Any { return network(8, p) }
 
 // addrPortKey: destination address . transport protocol . destination port.
@@ -100,6 +101,32 @@ func addrPortKey(v int) []expr.Any {
 // has looks the value of register 1 up in a set.
 func (f *Firewall) has(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
+}
+
+// lacks tells that the value of register 1 is not in a set.
+func (f *Firewall) lacks(set string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID, Invert: true}}
+}
+
+// marked: the packet has a mark, as far as the mask tells.
+func marked(mark, mask uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark & mask)},
+	}
+}
+
+// sourceNAT has a packet leave by an address of the host, that of its interface if none is given.
+func sourceNAT(a netip.Addr) []expr.Any {
+	if !a.IsValid() {
+		return masquerade
+	}
+	n := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}
+	if a.Is6() {
+		n.Family = unix.NFPROTO_IPV6
+	}
+	return []expr.Any{&expr.Immediate{Register: 1, Data: a.AsSlice()}, n}
 }
 
 // linkKey: source address . destination address . transport protocol . destination port.

@@ -3,6 +3,8 @@
 //
 //	table inet berth
 //	  set nets, internal, same, noicc   the engine's bridges
+//	  set routed4, free4, open4 …        networks, and ports, that are reached at the containers' own addresses
+//	  set trusted                        interfaces by which ports of a network are
 //	  set links4, links6                 who may speak to which port all the same
 //	  map ports4, ports4at, ranges4 …   published ports → address . port
 //	  chain guard    prerouting, raw    nothing from a bridge may speak to 127.0.0.0/8
@@ -41,6 +43,27 @@ type Network struct {
 	Internal   bool // nothing goes in or out
 	ICC        bool // its containers may speak with each other
 	Masquerade bool // they speak to the world by the host's addresses
+
+	// By family, IPv4 then IPv6.
+	Open   [2]bool // every port of its containers may be reached from everywhere
+	Routed [2]bool // their addresses are not translated, and they answer to ICMP
+
+	Trusted          []string   // interfaces by which Direct ports are reached
+	Source4, Source6 netip.Addr // the address of the host that they speak to the world by, where it is not to be the interface's
+}
+
+func (n Network) source(v6 bool) netip.Addr {
+	if v6 {
+		return n.Source6
+	}
+	return n.Source4
+}
+
+// Policy is what holds for all networks.
+type Policy struct {
+	Direct     bool    // Direct ports are reached by every interface
+	Mark, Mask uint32  // packets that have this mark, as far as Mask tells, reach every container; without a mask none do
+	Drop       [2]bool // IPv4, IPv6: packets between others are not forwarded
 }
 
 // Mapping is one published port, or a run of Count ports that keep their
@@ -48,15 +71,22 @@ type Network struct {
 type Mapping struct {
 	Proto uint8      // IPPROTO_TCP, _UDP or _SCTP
 	Host  netip.Addr // unspecified: every address of the host
-	Port  uint16
-	Count int // at least 1
+	Port  uint16     // 0: none of the host's, see Direct
+	Count int        // at least 1
 	To    netip.AddrPort
+}
+
+// Direct is a mapping that lets packets to To itself pass: to routed networks, by trusted
+// interfaces, or from everywhere if the policy says so.
+func Direct(proto uint8, to netip.AddrPort, count int) Mapping {
+	return Mapping{Proto: proto, To: to, Count: count}
 }
 
 // Firewall is the engine's table. It is safe for use by several goroutines.
 type Firewall struct {
 	mu    sync.Mutex
 	name  string
+	pol   Policy
 	table *nftables.Table
 	chain map[string]*nftables.Chain
 	sets  map[string]*nftables.Set
@@ -71,6 +101,13 @@ type Firewall struct {
 // New is the table called name. Nothing is written before Restore.
 func New(name string) *Firewall {
 	return &Firewall{name: name, nets: map[string]Network{}, ports: map[Mapping]bool{}, links: map[Link]bool{}, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
+}
+
+// SetPolicy says what holds for all networks. It is written with the next Restore or SetNetwork.
+func (f *Firewall) SetPolicy(p Policy) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pol = p
 }
 
 // How often, and with what pause, the kernel is asked again for what it does not have at boot.
@@ -348,6 +385,14 @@ func elements(list []Mapping) map[string][]nftables.SetElement {
 		if m.To.Addr().Is6() {
 			v = "6"
 		}
+		if m.Port == 0 {
+			last := m.To.Port() + uint16(max(1, m.Count)) - 1
+			to := m.To.Addr().AsSlice()
+			out["open"+v] = append(out["open"+v], nftables.SetElement{
+				Key: append(slices.Clone(to), key(m.Proto, m.To.Port())...), KeyEnd: append(slices.Clone(to), key(m.Proto, last)...),
+			})
+			continue
+		}
 		any := m.Host.IsUnspecified() || !m.Host.IsValid()
 		if m.Count > 1 && any && m.Port == m.To.Port() {
 			out["ranges"+v] = append(out["ranges"+v], nftables.SetElement{
@@ -410,6 +455,17 @@ func (f *Firewall) gather(c *nftables.Conn, names []string) error {
 		if n.Internal {
 			add["internal"] = append(add["internal"], nftables.SetElement{Key: ifname(name)})
 		}
+		for i, v := range []string{"4", "6"} {
+			if n.Open[i] {
+				add["free"+v] = append(add["free"+v], nftables.SetElement{Key: ifname(name)})
+			}
+			if n.Routed[i] {
+				add["routed"+v] = append(add["routed"+v], nftables.SetElement{Key: ifname(name)})
+			}
+		}
+		for _, from := range n.Trusted {
+			add["trusted"] = append(add["trusted"], nftables.SetElement{Key: append(ifname(from), ifname(name)...)})
+		}
 		if !n.ICC {
 			add["noicc"] = append(add["noicc"], nftables.SetElement{Key: ifname(name)})
 		}
@@ -448,6 +504,9 @@ func (f *Firewall) allSets() []*nftables.Set {
 	out := []*nftables.Set{
 		set("nets", nftables.TypeIFName, false), set("internal", nftables.TypeIFName, false), set("noicc", nftables.TypeIFName, false),
 		set("same", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), true),
+		set("trusted", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), true),
+		set("free4", nftables.TypeIFName, false), set("free6", nftables.TypeIFName, false),
+		set("routed4", nftables.TypeIFName, false), set("routed6", nftables.TypeIFName, false),
 	}
 	for _, v := range []struct {
 		suffix string
@@ -459,6 +518,7 @@ func (f *Firewall) allSets() []*nftables.Set {
 			&nftables.Set{Table: f.table, Name: "ports" + v.suffix, IsMap: true, KeyType: portKey, DataType: to, Concatenation: true},
 			&nftables.Set{Table: f.table, Name: "ports" + v.suffix + "at", IsMap: true, KeyType: at, DataType: to, Concatenation: true},
 			&nftables.Set{Table: f.table, Name: "links" + v.suffix, KeyType: nftables.MustConcatSetType(v.addr, v.addr, nftables.TypeInetProto, nftables.TypeInetService), Concatenation: true},
+			&nftables.Set{Table: f.table, Name: "open" + v.suffix, KeyType: at, Concatenation: true, Interval: true},
 			&nftables.Set{Table: f.table, Name: "ranges" + v.suffix, IsMap: true, KeyType: portKey, DataType: v.addr, Concatenation: true, Interval: true},
 		)
 	}
@@ -509,6 +569,10 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 	for _, ch := range []string{"dnat", "local"} {
 		rule(ch, localAddress, jump("publish"))
 	}
+	// The kernel does not send on what has such an address: a program does.
+	for _, p := range []string{"::1/128", "fe80::/10"} {
+		rule("publish", family(6), daddr6(netip.MustParsePrefix(p)), verdict(expr.VerdictReturn))
+	}
 	for _, v := range []int{4, 6} {
 		suffix := fmt.Sprint(v)
 		rule("publish", family(v), addrPortKey(v), f.lookup("ports"+suffix+"at"), dnat(v, true))
@@ -525,8 +589,8 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 			}
 			// A container that calls itself, or a neighbour, by a published port.
 			rule("snat", out, equal(ifname(name)), family(v), from, translated, masquerade)
-			if n.Masquerade && !n.Internal {
-				rule("snat", out, differs(ifname(name)), family(v), from, masquerade)
+			if n.Masquerade && !n.Internal && !n.Routed[v/6] {
+				rule("snat", out, differs(ifname(name)), family(v), from, sourceNAT(n.source(v == 6)))
 			}
 		}
 	}
@@ -540,6 +604,27 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 	rule("forward", in, f.has("internal"), drop)
 	rule("forward", out, f.has("internal"), drop)
 	rule("forward", out, f.has("nets"), translated, accept)
+	if f.pol.Mask != 0 {
+		rule("forward", out, f.has("nets"), marked(f.pol.Mark, f.pol.Mask), accept)
+	}
+	for i, v := range []int{4, 6} {
+		suffix := fmt.Sprint(v)
+		icmp := []byte{unix.IPPROTO_ICMP}
+		if v == 6 {
+			icmp[0] = unix.IPPROTO_ICMPV6
+		}
+		rule("forward", out, f.has("free"+suffix), family(v), accept)
+		rule("forward", out, f.has("routed"+suffix), family(v), meta(expr.MetaKeyL4PROTO), equal(icmp), accept)
+		if f.pol.Direct {
+			rule("forward", family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
+		} else {
+			rule("forward", out, f.has("routed"+suffix), family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
+			rule("forward", pairKey, f.has("trusted"), family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
+		}
+		if f.pol.Drop[i] {
+			rule("forward", in, f.lacks("nets"), family(v), drop)
+		}
+	}
 	rule("forward", out, f.has("nets"), drop)
 	rule("forward", in, f.has("nets"), accept)
 }

@@ -130,9 +130,11 @@ func NewSubnet(p, within netip.Prefix) *Subnet {
 		within = p
 	}
 	s := &Subnet{Prefix: p.Masked(), within: within.Masked(), taken: map[netip.Addr]bool{}}
-	s.taken[s.Prefix.Addr()] = true
-	if p.Addr().Is4() && p.Bits() < 31 {
-		s.taken[last(s.Prefix)] = true
+	if p.Bits() < p.Addr().BitLen()-1 { // a network of two has neither its own address nor one of all (RFC 3021, 6164)
+		s.taken[s.Prefix.Addr()] = true
+		if p.Addr().Is4() {
+			s.taken[last(s.Prefix)] = true
+		}
 	}
 	s.next = s.within.Addr()
 	return s
