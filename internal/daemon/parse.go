@@ -245,7 +245,7 @@ func (c *Config) check() error {
 	case c.Network.Bridge != "" && c.Network.BridgeIP != "":
 		return errors.New("You specified -b & --bip, mutually exclusive options. Please specify only one") //nolint:staticcheck // dockerd's words
 	case c.Network.FirewallBackend != "" && c.Network.FirewallBackend != "iptables" && c.Network.FirewallBackend != "nftables":
-		return fmt.Errorf("unknown firewall-backend %q", c.Network.FirewallBackend)
+		return errors.New(`invalid firewall-backend: allowed values are "iptables" and "nftables"`)
 	}
 	if _, _, err := c.Network.fwMark(); err != nil {
 		return fmt.Errorf("invalid bridge-accept-fwmark: %w", err)

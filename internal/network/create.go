@@ -491,7 +491,7 @@ func (s publisher) forward(ipv6 bool) {
 }
 
 // restoreRules writes the firewall's whole table.
-func (s *Service) restoreRules() error {
+func (s publisher) restoreRules() error {
 	if s.fw == nil {
 		return nil
 	}
@@ -507,8 +507,26 @@ func (s *Service) restoreRules() error {
 	all := slices.Collect(maps.Values(s.sandboxes))
 	s.mu.RUnlock()
 	for _, b := range all {
-		ports = append(ports, (publisher{s}).mappings(b)...)
+		ports = append(ports, s.mappings(b)...)
 		links = append(links, b.Links...)
 	}
+	if err := s.switchRules(nets); err != nil {
+		return err
+	}
 	return s.fw.Restore(nets, ports, links)
+}
+
+// switchRules removes the rules of the other kind, where the last engine kept its rules so.
+func (s publisher) switchRules(nets []firewall.Network) error {
+	const key = "iptables"
+	was := false
+	if _, err := s.o.DB.Get(bucket, key, &was); err != nil || was == s.o.Config.IPTables {
+		return err
+	}
+	old := s.o.Config.firewall(was)
+	old.SetPolicy(s.policy)
+	if err := old.Clean(nets); err != nil {
+		s.o.Log.Warn("cannot remove the rules of the firewall that was used before", "error", err)
+	}
+	return s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, key, s.o.Config.IPTables) })
 }

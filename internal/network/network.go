@@ -73,7 +73,21 @@ type Config struct {
 	IPv6        bool                         // on the default bridge
 	Pools       []ipam.Pool
 	Table       string // of the firewall
+	IPTables    bool   // rules are kept by the programs of iptables, not in the table
+	NoIPv6Rules bool   // rules are about IPv4 only
 	HostGateway []netip.Addr
+}
+
+// firewall is the rules that the configuration asks for, kept by iptables or in the table.
+func (c *Config) firewall(iptables bool) *firewall.Firewall {
+	f := firewall.New(c.Table)
+	if iptables {
+		f = firewall.NewIPTables()
+	}
+	if c.NoIPv6Rules {
+		f.WithoutIPv6()
+	}
+	return f
 }
 
 // Options are what the service is built from.
@@ -166,7 +180,7 @@ func Open(o Options) (*Service, error) {
 		plugins: plugins{dirs: o.Plugins, log: o.Log},
 	}
 	if o.Config.Firewall {
-		s.fw = firewall.New(o.Config.Table)
+		s.fw = o.Config.firewall(o.Config.IPTables)
 	}
 	if err := s.load(); err != nil {
 		return nil, err
@@ -271,7 +285,7 @@ func (s *Service) load() error {
 	if s.fw != nil {
 		s.fw.SetPolicy(s.policy)
 	}
-	if err := s.restoreRules(); lacks(err) {
+	if err := (publisher{s}).restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)
 	} else if err != nil {
 		return err
