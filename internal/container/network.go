@@ -3,7 +3,10 @@ package container
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"maps"
 	"net/netip"
 	"os"
@@ -18,6 +21,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	netsvc "berth.dev/berth/internal/network"
+	"berth.dev/berth/internal/network/resolvconf"
 	"berth.dev/berth/internal/state"
 )
 
@@ -220,53 +224,44 @@ func (s Nets) dnsNames(r *Record, e *network.EndpointSettings) []string {
 // Resolvers on the host's own loopback cannot be reached from a container.
 func (s Nets) resolvConf(r *Record) string {
 	hc, d := r.HostConfig, s.def.Load()
-	raw, _ := os.ReadFile("/etc/resolv.conf")
-	own := s.own(r)
-	dns, named := s.resolvers(r), s.named(r)
-	if named {
-		dns = []string{netsvc.ResolverAddress}
+	own, named, dns := s.own(r), s.named(r), s.resolvers(r)
+	conf := resolvconf.Host()
+	if own && !named {
+		conf = resolvconf.Direct()
 	}
-	var b strings.Builder
-	if len(dns) == 0 {
-		for line := range strings.Lines(string(raw)) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
-				if a, err := netip.ParseAddr(f[1]); err != nil || own && a.IsLoopback() {
-					continue
-				}
-				dns = append(dns, f[1])
+	switch {
+	case named:
+		conf.Servers = []netip.Addr{netip.MustParseAddr(netsvc.ResolverAddress)}
+	case len(dns) > 0:
+		conf.Servers = nil
+		for _, a := range dns {
+			if addr, err := netip.ParseAddr(a); err == nil {
+				conf.Servers = append(conf.Servers, addr)
 			}
 		}
-		if len(dns) == 0 && own {
-			dns = []string{"8.8.8.8", "8.8.4.4"} // as Docker does for want of any
+	case own:
+		ipv6 := s.o.Networks.HasIPv6(s.mainNetwork(r))
+		conf.Servers = slices.DeleteFunc(slices.Clone(conf.Servers), func(a netip.Addr) bool { return a.IsLoopback() || a.Is6() && !ipv6 })
+		if len(conf.Servers) == 0 {
+			conf.Servers = resolvconf.Public(ipv6)
 		}
 	}
-	for _, a := range dns {
-		b.WriteString("nameserver " + a + "\n")
-	}
-	keep := func(key string) {
-		for line := range strings.Lines(string(raw)) {
-			if strings.HasPrefix(line, key) {
-				b.WriteString(strings.TrimRight(line, "\n") + "\n")
-			}
-		}
-	}
-	list := func(key string, own, defaults []string) {
-		if len(own) == 0 {
-			own = defaults
-		}
+	for _, l := range []struct {
+		of            *[]string
+		own, defaults []string
+	}{{&conf.Search, hc.DNSSearch, d.DNSSearch}, {&conf.Options, hc.DNSOptions, d.DNSOptions}} {
 		switch {
-		case len(own) == 0:
-			keep(key)
-		case own[0] != ".":
-			b.WriteString(key + " " + strings.Join(own, " ") + "\n")
+		case len(l.own) > 0:
+			*l.of = l.own
+		case len(l.defaults) > 0:
+			*l.of = l.defaults
 		}
 	}
-	list("search", hc.DNSSearch, d.DNSSearch)
-	list("options", hc.DNSOptions, d.DNSOptions)
-	if named && !strings.Contains(b.String(), "ndots:") {
-		b.WriteString("options ndots:0\n")
+	conf.Search = slices.DeleteFunc(slices.Clone(conf.Search), func(d string) bool { return d == "." })
+	if named {
+		conf.Dots("0")
 	}
-	return b.String()
+	return conf.Text()
 }
 
 // Connect puts a container on one more network, also while it runs.
@@ -381,7 +376,7 @@ func (s Nets) change(_ context.Context, c *Container, r *Record, f func(fd int) 
 		return err
 	}
 	eps, _ := s.o.Networks.Endpoints(string(r.ID))
-	if err := rewrite(filepath.Join(s.dir(r.ID), "resolv.conf"), s.resolvConf(r)); err != nil {
+	if err := writeResolvConf(filepath.Join(s.dir(r.ID), "resolv.conf"), s.resolvConf(r), true); err != nil {
 		return err
 	}
 	links, _ := s.links(r) // those that still run
@@ -453,7 +448,7 @@ func (s launcher) writeNetFiles(r *Record) error {
 	if err := write("hosts", Nets(s).hosts(r, nil)); err != nil {
 		return err
 	}
-	if err := write("resolv.conf", Nets(s).resolvConf(r)); err != nil {
+	if err := writeResolvConf(filepath.Join(dir, "resolv.conf"), Nets(s).resolvConf(r), false); err != nil {
 		return err
 	}
 	if s.userns != nil {
@@ -482,6 +477,34 @@ func rewrite(path, text string) error {
 		return nil // it was not longer
 	}
 	return unix.Ftruncate(fd, int64(len(text)))
+}
+
+// sumAttribute holds, of a resolv.conf, the sum of what the engine wrote.
+const sumAttribute = "user.berth.written"
+
+// writeResolvConf is rewrite for a container's resolv.conf: with gently, one that somebody
+// has edited stays. On a filesystem without attributes that cannot be told.
+func writeResolvConf(path, text string, gently bool) error {
+	if gently {
+		sum := make([]byte, 8)
+		n, err := unix.Lgetxattr(path, sumAttribute, sum)
+		if now, rerr := os.ReadFile(path); err == nil && n == len(sum) && rerr == nil && binary.BigEndian.Uint64(sum) != textSum(string(now)) {
+			return nil
+		}
+	} else if now, err := os.ReadFile(path); err == nil && string(now) == text {
+		return nil
+	}
+	if err := rewrite(path, text); err != nil {
+		return err
+	}
+	_ = unix.Lsetxattr(path, sumAttribute, binary.BigEndian.AppendUint64(nil, textSum(text)), 0)
+	return nil
+}
+
+func textSum(text string) uint64 {
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, text)
+	return h.Sum64()
 }
 
 func cutHost(h string) (name, ip string, ok bool) {

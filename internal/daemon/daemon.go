@@ -50,6 +50,7 @@ func Run(ctx context.Context, c *Config, ready func()) (err error) {
 			slog.Warn("cannot set oom_score_adj", "error", err)
 		}
 	}
+	tellLimits(c, "")
 	svc, err := NewServices(c)
 	if err != nil {
 		return fmt.Errorf("failed to start daemon: %w", err)
@@ -81,6 +82,7 @@ func Run(ctx context.Context, c *Config, ready func()) (err error) {
 	err = wait(ctx, c, level, svc, sigs, failed)
 
 	notify(base, "STOPPING=1")
+	slog.Debug(fmt.Sprintf("daemon configured with a %d seconds minimum shutdown timeout", int(c.ShutdownTimeout.Seconds())))
 	end(srv, cancel, c.ShutdownGrace())
 	serving.Wait()
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownGrace())
@@ -149,6 +151,13 @@ func force(sigs <-chan os.Signal) {
 	}
 }
 
+// tellLimits notes, in dockerd's words, what people look for in the log.
+func tellLimits(c *Config, prefix string) {
+	slog.Debug(prefix + "Max Concurrent Downloads: " + strconv.Itoa(c.Image.MaxConcurrentDownloads))
+	slog.Debug(prefix + "Max Concurrent Uploads: " + strconv.Itoa(c.Image.MaxConcurrentUploads))
+	slog.Debug(prefix + "Max Download Attempts: " + strconv.Itoa(c.Image.MaxDownloadAttempts))
+}
+
 // reload takes up what has changed in the configuration file. A file with an
 // error changes nothing.
 func reload(ctx context.Context, c *Config, level interface{ Set(slog.Level) }, svc *Services) *Config {
@@ -162,6 +171,8 @@ func reload(ctx context.Context, c *Config, level interface{ Set(slog.Level) }, 
 		return c
 	}
 	level.Set(logLevel(next))
+	tellLimits(next, "Reset ")
+	slog.Debug("Reset Shutdown Timeout: " + strconv.Itoa(int(next.ShutdownTimeout.Seconds())))
 	if svc.Reload != nil {
 		svc.Reload(next)
 	}

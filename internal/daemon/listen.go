@@ -35,6 +35,9 @@ func (e *endpoint) Close() error {
 	return err
 }
 
+// defaultTLSAddress is where TLS is spoken when no -H says where.
+const defaultTLSAddress = "localhost:2376"
+
 // listenAll opens all sockets, or none.
 func listenAll(c *Config) (all []*endpoint, err error) {
 	defer func() {
@@ -45,6 +48,12 @@ func listenAll(c *Config) (all []*endpoint, err error) {
 			err = fmt.Errorf("failed to load listeners: %w", err)
 		}
 	}()
+	var conf *tls.Config
+	if c.API.TLS { // also where nobody listens by TCP: it was meant
+		if conf, err = serverTLS(&c.API); err != nil {
+			return nil, err
+		}
+	}
 	if c.API.Default {
 		own := DefaultSocket
 		if c.ExecRoot != DefaultExecRoot { // a second engine on the machine
@@ -55,7 +64,14 @@ func listenAll(c *Config) (all []*endpoint, err error) {
 			return nil, err
 		}
 		all = append(all, e)
-		if own != DefaultSocket {
+		if c.API.TLS {
+			es, err := listenTCP(c, defaultTLSAddress, conf)
+			if err != nil {
+				return all, err
+			}
+			all = append(all, es...)
+		}
+		if own != DefaultSocket && c.Program != "dockerd" {
 			return all, nil
 		}
 		// Docker's own path, for every client there is, unless it is taken.
@@ -76,7 +92,7 @@ func listenAll(c *Config) (all []*endpoint, err error) {
 				es = []*endpoint{e}
 			}
 		case "tcp":
-			es, err = listenTCP(c, addr)
+			es, err = listenTCP(c, addr, conf)
 		case "fd":
 			es, err = activated(addr)
 		}
@@ -151,15 +167,9 @@ func groupID(name string) int {
 	return n
 }
 
-// listenTCP opens addr, with TLS when configured.
-func listenTCP(c *Config, addr string) ([]*endpoint, error) {
-	var conf *tls.Config
-	if c.API.TLS {
-		var err error
-		if conf, err = serverTLS(&c.API); err != nil {
-			return nil, err
-		}
-	} else {
+// listenTCP opens addr, with TLS unless conf is nil.
+func listenTCP(c *Config, addr string, conf *tls.Config) ([]*endpoint, error) {
+	if conf == nil {
 		slog.Warn("[DEPRECATION NOTICE] API is accessible on http://" + addr + " without encryption. " +
 			"Access to the remote API is equivalent to root access on the host. Refer to the 'Docker daemon attack surface' section in the documentation for more information: https://docs.docker.com/go/attack-surface/")
 	}

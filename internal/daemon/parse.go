@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,6 +113,9 @@ func (c *Config) readFile(table []option) error {
 		if _, given := c.flags[o.name]; given && !o.merges {
 			continue
 		}
+		if string(raw) == "null" {
+			continue // as if it were not there
+		}
 		if err := o.value.SetJSON(raw); err != nil {
 			return fmt.Errorf("invalid value for %s: %w", o.fileKey(), err)
 		}
@@ -156,8 +161,8 @@ func (c *Config) conflicts(table []option, file map[string]json.RawMessage) erro
 
 // finish derives what follows from other options and checks the rest.
 func (c *Config) finish() error {
-	if c.API.TLSVerify {
-		c.API.TLS = true
+	if _, said := c.flags["tlsverify"]; said || c.API.TLSVerify {
+		c.API.TLS = true // also by --tlsverify=false
 	}
 	if c.PidFile == "" {
 		c.PidFile = c.ExecRoot + "/berthd.pid"
@@ -243,7 +248,7 @@ func (c *Config) check() error {
 	case c.Default.ShmSize <= 0:
 		return fmt.Errorf("default shm size must be greater than 0")
 	case c.Network.Bridge != "" && c.Network.BridgeIP != "":
-		return errors.New("You specified -b & --bip, mutually exclusive options. Please specify only one") //nolint:staticcheck // dockerd's words
+		return errors.New("failed to start daemon: You specified -b & --bip, mutually exclusive options. Please specify only one") //nolint:staticcheck // dockerd's words
 	case c.Network.FirewallBackend != "" && c.Network.FirewallBackend != "iptables" && c.Network.FirewallBackend != "nftables":
 		return errors.New(`invalid firewall-backend: allowed values are "iptables" and "nftables"`)
 	}
@@ -257,6 +262,18 @@ func (c *Config) check() error {
 	}
 	if _, ok := c.Runtime.Runtimes[c.Runtime.Default]; !ok && c.Runtime.Default != "berth" && c.Runtime.Default != "runc" {
 		return fmt.Errorf("specified default runtime '%s' does not exist", c.Runtime.Default)
+	}
+	if _, ok := c.Runtime.Runtimes["runc"]; ok {
+		return errors.New("failed to start daemon: runtime name 'runc' is reserved")
+	}
+	// Nothing is run from there, but who names one means something.
+	if p, ok := c.flags["userland-proxy-path"]; ok && p != "" && c.Network.UserlandProxy {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("failed to start daemon: invalid userland-proxy-path: must be an absolute path: %s", p)
+		}
+		if _, err := exec.LookPath(p); err != nil {
+			return fmt.Errorf("failed to start daemon: invalid userland-proxy-path: %w", err)
+		}
 	}
 	for _, p := range c.Network.AddressPools {
 		if !p.Base.IsValid() || p.Size < p.Base.Bits() || p.Size > p.Base.Addr().BitLen() {

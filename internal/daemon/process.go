@@ -18,7 +18,7 @@ import (
 func setLog(c *Config) *slog.LevelVar {
 	level := &slog.LevelVar{}
 	level.Set(logLevel(c))
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: levelName}
 	var h slog.Handler
 	if c.Log.Format == "json" {
 		h = slog.NewJSONHandler(os.Stderr, o)
@@ -27,6 +27,24 @@ func setLog(c *Config) *slog.LevelVar {
 	}
 	slog.SetDefault(slog.New(h))
 	return level
+}
+
+// levelName writes levels as dockerd does: what reads its log reads this one.
+func levelName(groups []string, a slog.Attr) slog.Attr {
+	if a.Key != slog.LevelKey || len(groups) > 0 {
+		return a
+	}
+	switch l, _ := a.Value.Any().(slog.Level); {
+	case l < slog.LevelInfo:
+		a.Value = slog.StringValue("debug")
+	case l < slog.LevelWarn:
+		a.Value = slog.StringValue("info")
+	case l < slog.LevelError:
+		a.Value = slog.StringValue("warning")
+	default:
+		a.Value = slog.StringValue("error")
+	}
+	return a
 }
 
 func logLevel(c *Config) slog.Level {

@@ -297,6 +297,9 @@ func networkConfig(c *Config) enginenetwork.Config {
 		IPTables: n.FirewallBackend == "iptables", NoIPv6Rules: !n.IP6Tables,
 		HostGateway: n.HostGatewayIPs, Table: engineName(c), AllowDirect: n.AllowDirect, NoDrop: n.IPForwardNoDrop, Relay: n.UserlandProxy, Defaults: n.DefaultNetworkOpt,
 	}
+	if c.Program == "dockerd" { // what is written for that one looks for its bridge
+		out.OwnBridge = "docker0"
+	}
 	out.Mark, out.MarkMask, _ = n.fwMark()
 	for _, p := range n.AddressPools {
 		out.Pools = append(out.Pools, ipam.Pool{Base: p.Base, Bits: p.Size})

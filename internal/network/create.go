@@ -367,14 +367,14 @@ const DefaultBridge = "berth0"
 // defaultBridge makes the network "bridge", as the configuration has it.
 func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	c := &s.o.Config
-	n := &Network{Bridge: DefaultBridge, MTU: c.MTU, ICC: c.ICC, Masq: c.Masquerade, HostIP: c.DefaultIP}
+	n := &Network{Bridge: c.OwnBridge, MTU: c.MTU, ICC: c.ICC, Masq: c.Masquerade, HostIP: c.DefaultIP}
 	n.Name, n.ID, n.Created, n.Scope, n.Driver = "bridge", builtinID("bridge", created), created, "local", "bridge"
 	n.EnableIPv4, n.EnableIPv6, n.Labels = true, c.IPv6, map[string]string{}
 	n.IPAM.Driver = "default"
 	if n.MTU == 0 {
 		n.MTU = bridge.DefaultMTU()
 	}
-	own := c.Bridge == "" || c.Bridge == DefaultBridge
+	own := c.Bridge == "" || c.Bridge == c.OwnBridge
 	var cfg network.IPAMConfig
 	switch {
 	case !own:
@@ -446,7 +446,7 @@ func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
 	routes, _ := bridge.HostRoutes()
 	if slices.ContainsFunc(routes, p.Overlaps) {
 		// Our own bridge of an earlier engine is no reason to go elsewhere.
-		if have, err := bridge.Addresses(DefaultBridge); err != nil || !slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p }) {
+		if have, err := bridge.Addresses(s.o.Config.OwnBridge); err != nil || !slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p }) {
 			if p, err = s.space.Choose(false, routes); err != nil {
 				return p, err
 			}

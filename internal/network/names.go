@@ -3,15 +3,13 @@ package network
 import (
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/moby/moby/api/types/container"
 
 	"berth.dev/berth/internal/network/dns"
+	"berth.dev/berth/internal/network/resolvconf"
 )
 
 // ResolverAddress is where a container on a network of users finds names.
@@ -134,7 +132,9 @@ func (v view) Reverse(a netip.Addr) string {
 	return ""
 }
 
-func (v view) Outside() []string {
+// Outside are the container's own resolvers, which are asked from where it is, or the host's,
+// which are asked from the host, unless the container has no way out.
+func (v view) Outside() []dns.Upstream {
 	v.s.mu.RLock()
 	b := v.s.sandboxes[v.container]
 	var own []string
@@ -148,37 +148,18 @@ func (v view) Outside() []string {
 		}
 	}
 	v.s.mu.RUnlock()
-	switch {
-	case !out:
-		return nil
-	case len(own) > 0:
-		return own
-	default:
-		return v.s.upstream.get()
-	}
-}
-
-// upstream is the host's resolvers, read again when the file may have changed.
-type upstream struct {
-	mu   sync.Mutex
-	list []string
-	read time.Time
-}
-
-func (u *upstream) get() []string {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if time.Since(u.read) < 5*time.Second {
-		return u.list
-	}
-	u.read, u.list = time.Now(), nil
-	raw, _ := os.ReadFile("/etc/resolv.conf")
-	for line := range strings.Lines(string(raw)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
-			u.list = append(u.list, f[1])
+	var list []dns.Upstream
+	for _, a := range own {
+		if addr, err := netip.ParseAddr(a); err == nil {
+			list = append(list, dns.Upstream{Addr: addr, Inside: true})
 		}
 	}
-	return u.list
+	if len(list) == 0 && out {
+		for _, a := range resolvconf.Host().Servers {
+			list = append(list, dns.Upstream{Addr: a})
+		}
+	}
+	return list
 }
 
 // serveNames lets a container's resolver answer.

@@ -52,6 +52,7 @@ import (
 // Config is the daemon's configuration of networks.
 type Config struct {
 	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
+	OwnBridge   string // the name of the engine's own; "" is DefaultBridge
 	BridgeIP    netip.Prefix
 	BridgeIP6   netip.Prefix
 	FixedCIDR   netip.Prefix
@@ -152,7 +153,6 @@ type Service struct {
 	ports     ports
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
-	upstream  upstream
 	relays    atomic.Pointer[relayer]
 	policy    firewall.Policy
 }
@@ -164,6 +164,9 @@ const bucket, sandboxBucket = "network", "sandbox"
 func Open(o Options) (*Service, error) {
 	if len(o.Config.Pools) == 0 {
 		o.Config.Pools = ipam.DefaultPools()
+	}
+	if o.Config.OwnBridge == "" {
+		o.Config.OwnBridge = DefaultBridge
 	}
 	if o.Config.Table == "" {
 		o.Config.Table = "berth"
@@ -342,6 +345,14 @@ func (s *Service) ID(name string) string {
 		return n.ID
 	}
 	return ""
+}
+
+// HasIPv6 reports whether a network, by name or id, has IPv6.
+func (s *Service) HasIPv6(ref string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, err := s.find(ref)
+	return err == nil && n.EnableIPv6
 }
 
 func (s *Service) all() []*Network {

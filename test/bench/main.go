@@ -33,6 +33,7 @@ type bench struct {
 	floor  *floor
 	berth  *engine
 	docker *engine
+	docknt *engine  // docker with networks, while those are measured
 	podman []string // command, nil when it does not work here
 	crun   []string
 	runc   []string
@@ -294,7 +295,7 @@ func (b *bench) stop() {
 	if b.floor != nil {
 		b.floor.stop()
 	}
-	for _, e := range []*engine{b.berth, b.docker} {
+	for _, e := range []*engine{b.berth, b.docker, b.docknt} {
 		if e == nil {
 			continue
 		}

@@ -114,10 +114,27 @@ func (r *results) judge() {
 			r.ratio("API "+m+", p95 to "+f, m, "berth", f, 0.95, false, 2.5)
 		}
 	}
+	for _, m := range []string{"bridge cycle, tight", "bridge cycle, 20 ms between"} {
+		r.ratio("API "+m+", p50 to floor", m, "berth", "floor", 0.5, false, 1.6)
+		r.ratio("API "+m+", p95 to floor", m, "berth", "floor", 0.95, false, 3)
+		r.ratio("API "+m+", docker to berth", m, "docker", "berth", 0.5, true, 30)
+		if bare, port := r.get(m, "berth"), r.get(m, "berth, a port"); bare != nil && port != nil {
+			r.target("API "+m+", a published port", quantile(port.Values, 0.5)-quantile(bare.Values, 0.5), false, 1, "ms")
+		}
+	}
+	r.limit("network create", "network create", 10, "ms")
+	r.limit("100 starts a second, the last second's", "100 starts a second, last second", 100, "ms")
+	for _, m := range []string{"requests", "stream"} {
+		for _, path := range []string{"loopback", "host address", "hairpin", "from outside"} {
+			r.ratio(m+", "+path+" to direct", m, "berth, "+path, "berth, direct", 0.5, true, 0.95)
+		}
+		r.ratio(m+", container to container to bare veth", m, "berth, containers", "bare veth", 0.5, true, 0.95)
+	}
 	for _, t := range []struct {
 		what, measure string
 		limit         float64
 	}{
+		{"200 starts on the bridge, docker to berth", "200 starts on the bridge", 10},
 		{"CLI run --rm, docker to berth", "cli run --rm", 18},
 		{"exec, docker to berth", "cli exec", 10},
 		{"stop -t 0, docker to berth", "cli stop -t 0", 12},

@@ -4,8 +4,8 @@
 //
 // Its sockets are in the container's network namespace, on ports of their own: a rule
 // there leads port 53 of 127.0.0.11 to them, so that the container may have a server
-// of its own on port 53. What leads to the outside is sent from the engine's own
-// namespace, where resolvers on the host's loopback can be reached.
+// of its own on port 53. The host's resolvers are asked from the engine's own namespace,
+// where those on its loopback can be reached; a container's own from the container's.
 package dns
 
 import (
@@ -17,8 +17,10 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/nftables"
@@ -38,7 +40,13 @@ type Names interface {
 	// Reverse returns the name of an address, with a trailing dot; "" for none.
 	Reverse(a netip.Addr) string
 	// Outside are the resolvers to ask about other names; none on an internal network.
-	Outside() []string
+	Outside() []Upstream
+}
+
+// Upstream is a resolver that is asked about what is not known here.
+type Upstream struct {
+	Addr   netip.Addr
+	Inside bool // it is asked from the container's namespace, not from the host's
 }
 
 // localTTL is how many seconds an answer about a container may be kept.
@@ -50,7 +58,12 @@ type Sockets struct {
 	udp  *net.UDPConn
 	tcp  *net.TCPListener
 	stop sync.Once
+
+	place place
 }
+
+// places numbers the sockets.
+var places atomic.Uint64
 
 // Port is where they are, for the rules and for the record.
 func (s *Sockets) Port() uint16 { return uint16(s.udp.LocalAddr().(*net.UDPAddr).Port) }
@@ -138,7 +151,7 @@ func listen(port uint16) (*Sockets, error) {
 		_ = pc.Close()
 		return nil, err
 	}
-	return &Sockets{udp: pc.(*net.UDPConn), tcp: l.(*net.TCPListener)}, nil
+	return &Sockets{udp: pc.(*net.UDPConn), tcp: l.(*net.TCPListener), place: place(places.Add(1))}, nil
 }
 
 // redirect leads 127.0.0.11:53 to port, in the namespace ns.
@@ -177,17 +190,18 @@ type Server struct {
 func NewServer() *Server {
 	return &Server{
 		client: dns.Client{Net: "udp", Timeout: 3 * time.Second, UDPSize: 4096}, stream: dns.Client{Net: "tcp", Timeout: 5 * time.Second},
-		cache: cache{m: map[dns.Question]entry{}},
+		cache: cache{m: map[question]entry{}},
 	}
 }
 
 // Serve answers on s with the names of n until s is closed.
 func (v *Server) Serve(s *Sockets, n Names) {
-	go v.serveUDP(s.udp, n)
-	go v.serveTCP(s.tcp, n)
+	go v.serveUDP(s, n)
+	go v.serveTCP(s, n)
 }
 
-func (v *Server) serveUDP(c *net.UDPConn, n Names) {
+func (v *Server) serveUDP(s *Sockets, n Names) {
+	c := s.udp
 	buf := make([]byte, 4096)
 	for {
 		size, from, err := c.ReadFromUDPAddrPort(buf)
@@ -205,7 +219,7 @@ func (v *Server) serveUDP(c *net.UDPConn, n Names) {
 			send(c, from, q, a)
 			continue
 		}
-		go func() { send(c, from, q, v.outside(q, n, false)) }()
+		go func() { send(c, from, q, v.outside(q, n, s, false)) }()
 	}
 }
 
@@ -220,10 +234,10 @@ func send(c *net.UDPConn, to netip.AddrPort, q, a *dns.Msg) {
 	}
 }
 
-func (v *Server) serveTCP(l *net.TCPListener, n Names) {
+func (v *Server) serveTCP(s *Sockets, n Names) {
 	slots := make(chan struct{}, 64)
 	for {
-		c, err := l.Accept()
+		c, err := s.tcp.Accept()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
@@ -242,7 +256,7 @@ func (v *Server) serveTCP(l *net.TCPListener, n Names) {
 				}
 				a := v.local(q, n)
 				if a == nil {
-					a = v.outside(q, n, true)
+					a = v.outside(q, n, s, true)
 				}
 				if dc.WriteMsg(a) != nil {
 					return
@@ -325,36 +339,36 @@ func reverseAddr(name string) (netip.Addr, bool) {
 // hedge is how long one resolver may take before the next is asked as well.
 const hedge = 250 * time.Millisecond
 
-// outside asks the resolvers of n.
-func (v *Server) outside(q *dns.Msg, n Names, stream bool) *dns.Msg {
+// outside asks the resolvers of n, by a stream if the question came by one.
+func (v *Server) outside(q *dns.Msg, n Names, s *Sockets, stream bool) *dns.Msg {
 	fail := func(rcode int) *dns.Msg {
 		a := new(dns.Msg).SetRcode(q, rcode)
 		a.RecursionAvailable = true
 		return a
 	}
-	servers := n.Outside()
+	servers := slices.DeleteFunc(n.Outside(), func(u Upstream) bool {
+		return u.Inside && u.Addr.String() == Address // itself
+	})
 	if len(servers) == 0 {
 		return fail(dns.RcodeServerFailure)
 	}
-	if a := v.cache.get(q); a != nil {
+	where := place(0)
+	if servers[0].Inside {
+		where = s.place
+	}
+	if a := v.cache.get(q, where); a != nil {
 		return a
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	answers := make(chan *dns.Msg, len(servers))
-	ask := func(server string) {
-		c := &v.client
-		if stream {
-			c = &v.stream
-		}
+	ask := func(u Upstream) {
 		m := q.Copy()
 		m.Id = dns.Id()
-		a, _, err := c.ExchangeContext(ctx, m, net.JoinHostPort(server, "53"))
-		if err != nil || a == nil {
-			answers <- nil
-			return
+		a := v.exchange(ctx, m, u, s, stream)
+		if a != nil {
+			a.Id = q.Id
 		}
-		a.Id = q.Id
 		answers <- a
 	}
 	next, left := 0, len(servers)
@@ -368,7 +382,7 @@ func (v *Server) outside(q *dns.Msg, n Names, stream bool) *dns.Msg {
 		case a := <-answers:
 			left--
 			if a != nil && a.Rcode != dns.RcodeServerFailure && a.Rcode != dns.RcodeRefused {
-				v.cache.put(q, a)
+				v.cache.put(q, where, a)
 				return a
 			}
 			if a != nil {
@@ -394,10 +408,78 @@ func (v *Server) outside(q *dns.Msg, n Names, stream bool) *dns.Msg {
 	return fail(dns.RcodeServerFailure)
 }
 
+// exchange asks one resolver; nil when it does not answer.
+func (v *Server) exchange(ctx context.Context, m *dns.Msg, u Upstream, s *Sockets, stream bool) *dns.Msg {
+	c, network := &v.client, "udp"
+	if stream {
+		c, network = &v.stream, "tcp"
+	}
+	to := netip.AddrPortFrom(u.Addr, 53).String()
+	if !u.Inside {
+		a, _, err := c.ExchangeContext(ctx, m, to)
+		if err != nil {
+			return nil
+		}
+		return a
+	}
+	var conn net.Conn
+	err := s.inside(func() (err error) {
+		conn, err = (&net.Dialer{Timeout: c.Timeout}).DialContext(ctx, network, to)
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	a, _, err := c.ExchangeWithConnContext(ctx, m, &dns.Conn{Conn: conn, UDPSize: c.UDPSize})
+	if err != nil {
+		return nil
+	}
+	return a
+}
+
+// siocgskns asks for the network namespace of a socket: SIOCGSKNS of linux/sockios.h.
+const siocgskns = 0x894c
+
+// inside runs f on a thread in the sockets' namespace. A dial of one address makes its
+// socket on the thread that asks.
+func (s *Sockets) inside(f func() error) error {
+	raw, err := s.udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ns := -1
+	cerr := raw.Control(func(fd uintptr) { ns, err = unix.IoctlRetInt(int(fd), siocgskns) })
+	if err = errors.Join(cerr, err); err != nil {
+		return err
+	}
+	defer unix.Close(ns)
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// place is where answers come from: 0 is the host. Resolvers of different containers may
+// give different answers.
+type place uint64
+
+// question is one in one place.
+type question struct {
+	dns.Question
+	place place
+}
+
 // cache keeps answers for as long as they say.
 type cache struct {
 	mu sync.Mutex
-	m  map[dns.Question]entry
+	m  map[question]entry
 }
 
 type entry struct {
@@ -408,12 +490,12 @@ type entry struct {
 
 const cacheSize = 2048
 
-func (c *cache) get(q *dns.Msg) *dns.Msg {
+func (c *cache) get(q *dns.Msg, at place) *dns.Msg {
 	if q.IsEdns0() != nil && q.IsEdns0().Do() || q.CheckingDisabled {
 		return nil // DNSSEC wants the whole answer
 	}
 	c.mu.Lock()
-	e, ok := c.m[q.Question[0]]
+	e, ok := c.m[question{q.Question[0], at}]
 	c.mu.Unlock()
 	age := time.Since(e.at)
 	if !ok || age >= e.ttl {
@@ -429,7 +511,7 @@ func (c *cache) get(q *dns.Msg) *dns.Msg {
 	return a
 }
 
-func (c *cache) put(q, a *dns.Msg) {
+func (c *cache) put(q *dns.Msg, at place, a *dns.Msg) {
 	if a.Truncated || a.Rcode != dns.RcodeSuccess && a.Rcode != dns.RcodeNameError || len(a.Answer)+len(a.Ns) == 0 || q.IsEdns0() != nil && q.IsEdns0().Do() {
 		return
 	}
@@ -452,5 +534,5 @@ func (c *cache) put(q, a *dns.Msg) {
 			}
 		}
 	}
-	c.m[q.Question[0]] = entry{a.Copy(), time.Now(), time.Duration(ttl) * time.Second}
+	c.m[question{q.Question[0], at}] = entry{a.Copy(), time.Now(), time.Duration(ttl) * time.Second}
 }

@@ -4,7 +4,7 @@
 //
 // Reads commands on stdin, one a line, and answers each with the nanoseconds
 // that one cycle took (negative: it failed). A command is two digits:
-// first 1 = with a new, empty network namespace; second 1 = join the version 1
+// first 1 = with a new, empty network namespace, 2 = in the one whose path follows; second 1 = join the version 1
 // cgroups by "tasks" from within and the unified one at the clone (the fast
 // way), 0 = by cgroup.procs, from the parent (the usual way).
 #define _GNU_SOURCE
@@ -38,9 +38,12 @@ static int put(const char *path, const char *text)
 	return n < 0 ? -1 : 0;
 }
 
-static void child(int ready, int fast)
+static void child(int ready, int fast, const char *ns)
 {
 	char c;
+	int fd = ns ? open(ns, O_RDONLY | O_CLOEXEC) : -1;
+	if (ns && (fd < 0 || setns(fd, CLONE_NEWNET)))
+		_exit(105);
 	if (fast) {
 		for (int i = 0; i < ngroups; i++)
 			if (!group[i].v2 && put(group[i].tasks, "0"))
@@ -58,7 +61,7 @@ static void child(int ready, int fast)
 	_exit(104);
 }
 
-static int cycle(int net, int fast)
+static int cycle(int net, int fast, const char *ns)
 {
 	int ready[2], v2 = -1, status, failed = 0;
 	if (mkdir(base, 0700) || mkdir(upper, 0755) || mkdir(work, 0755) || mkdir(merged, 0755) || pipe2(ready, O_CLOEXEC))
@@ -78,7 +81,7 @@ static int cycle(int net, int fast)
 	}
 	pid_t pid = syscall(SYS_clone3, &a, sizeof a);
 	if (pid == 0)
-		child(ready[0], fast);
+		child(ready[0], fast, ns);
 	if (pid < 0)
 		return -3;
 	if (!fast) {
@@ -121,11 +124,12 @@ int main(int argc, char **argv)
 		snprintf(group[ngroups].procs, sizeof group[0].procs, "%s/c/cgroup.procs", group[ngroups].dir);
 		snprintf(group[ngroups].tasks, sizeof group[0].tasks, "%s/c/tasks", group[ngroups].dir);
 	}
-	char line[16];
+	char line[300];
 	while (fgets(line, sizeof line, stdin)) {
 		struct timespec a, b;
+		line[strcspn(line, "\n")] = 0;
 		clock_gettime(CLOCK_MONOTONIC, &a);
-		int rc = cycle(line[0] == '1', line[1] == '1');
+		int rc = cycle(line[0] == '1', line[1] == '1', line[0] == '2' ? line + 2 : NULL);
 		int why = errno;
 		clock_gettime(CLOCK_MONOTONIC, &b);
 		if (rc)
