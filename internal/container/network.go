@@ -70,7 +70,7 @@ func (s Nets) networks(r *Record) map[string]*network.EndpointSettings {
 				}
 			}
 		}
-		if !r.Left[main] {
+		if len(out) == 0 && !r.Left[main] { // who names networks is on those alone
 			out[main] = nil
 		}
 	}
@@ -83,7 +83,8 @@ func (s Nets) attach(ctx context.Context, r *Record, into int, links []link) (in
 	b, err := s.o.Networks.Attach(ctx, &netsvc.Attachment{
 		Container: string(r.ID), Name: r.Name, Networks: s.networks(r), Main: s.mainNetwork(r), Into: into,
 		Names: baseNames(r), DNS: s.resolvers(r),
-		Ports: r.HostConfig.PortBindings, Exposed: r.Config.ExposedPorts, PublishAll: r.HostConfig.PublishAllPorts, Links: opens(links),
+		NoIPv6: withoutIPv6(r),
+		Ports:  r.HostConfig.PortBindings, Exposed: r.Config.ExposedPorts, PublishAll: r.HostConfig.PublishAllPorts, Links: opens(links),
 	})
 	if err != nil {
 		return -1, err
@@ -94,6 +95,11 @@ func (s Nets) attach(ctx context.Context, r *Record, into int, links []link) (in
 		return -1, err
 	}
 	return b.FD(), nil
+}
+
+// withoutIPv6 reports whether a container turns IPv6 off for itself.
+func withoutIPv6(r *Record) bool {
+	return r.HostConfig.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1"
 }
 
 func (s Nets) rewriteHosts(r *Record, eps []*netsvc.Endpoint, links []link) error {
@@ -111,7 +117,10 @@ func (s Nets) hosts(r *Record, eps []*netsvc.Endpoint) string {
 		raw, _ := os.ReadFile("/etc/hosts")
 		b.Write(raw)
 	} else {
-		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+		b.WriteString("127.0.0.1\tlocalhost\n")
+	}
+	if !r.HostConfig.NetworkMode.IsHost() && !withoutIPv6(r) {
+		b.WriteString("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
 	}
 	for _, h := range r.HostConfig.ExtraHosts {
 		name, ip, ok := cutHost(h)
@@ -323,6 +332,9 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 func (s Nets) Disconnect(ctx context.Context, ref string, req network.DisconnectRequest) error {
 	id, name, err := s.o.Networks.Resolve(ref)
 	if err != nil {
+		if req.Force && errs.Is(err, errs.NotFound) {
+			return s.forgetNetwork(ref, req.Container, err)
+		}
 		return err
 	}
 	c, err := s.Get(req.Container)
@@ -361,6 +373,29 @@ func (s Nets) Disconnect(ctx context.Context, ref string, req network.Disconnect
 			return err
 		}
 	}
+	return s.store(c, &r)
+}
+
+// forgetNetwork takes a stopped container off a network that is no more.
+func (s Nets) forgetNetwork(ref, ctr string, gone error) error {
+	c, err := s.Get(ctr)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := *c.Record()
+	list := s.networks(&r)
+	if _, on := list[ref]; !on || c.Status().Phase.Running() {
+		return gone
+	}
+	cfg := &network.NetworkingConfig{EndpointsConfig: maps.Clone(list)}
+	delete(cfg.EndpointsConfig, ref)
+	r.Networks, r.Left = cfg, maps.Clone(r.Left)
+	if r.Left == nil {
+		r.Left = map[string]bool{}
+	}
+	r.Left[ref] = true
 	return s.store(c, &r)
 }
 

@@ -64,6 +64,9 @@ func (a lifecycleAPI) create(r *request) (response, error) {
 	if err != nil {
 		return done(err)
 	}
+	if w := fillBindings(r.version, req.HostConfig.PortBindings); w != "" {
+		warnings = append(warnings, w)
+	}
 	if l := req.HostConfig.PidsLimit; l != nil && *l <= 0 {
 		req.HostConfig.PidsLimit = nil // "no limit", in two spellings
 	}
@@ -75,6 +78,22 @@ func (a lifecycleAPI) create(r *request) (response, error) {
 		res.Warnings = []string{}
 	}
 	return created(res)
+}
+
+// fillBindings gives a port with an empty list of bindings one: any port of the host.
+func fillBindings(v Version, ports network.PortMap) string {
+	var empty []string
+	for p, list := range ports {
+		if len(list) == 0 {
+			ports[p] = []network.PortBinding{{}}
+			empty = append(empty, p.String())
+		}
+	}
+	if len(empty) == 0 || v < 52 {
+		return ""
+	}
+	slices.Sort(empty)
+	return "Following container port(s) have an empty list of port-bindings: " + strings.Join(empty, ", ") + ". Such bindings will be discarded in a future version."
 }
 
 // defaultNetwork resolves the network mode "default".

@@ -72,7 +72,8 @@ func containerFor(v Version, c *container.InspectResponse) any {
 	if v < 45 {
 		o.Networks = withShortID(c, ns.Networks)
 	}
-	if v < 44 && old.Config != nil && c.HostConfig != nil {
+	// From 1.44 on it is the one that was asked for: known apart while nothing runs.
+	if (v < 44 || c.State != nil && !c.State.Running) && old.Config != nil && c.HostConfig != nil {
 		if ep := ns.Networks[string(c.HostConfig.NetworkMode)]; ep != nil && len(ep.MacAddress) > 0 {
 			old.Config.MacAddress = ep.MacAddress.String()
 		}

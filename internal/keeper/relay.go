@@ -95,11 +95,11 @@ func (rs *relays) add(l *loop, id string, p Relay) {
 		}
 	}
 	rs.list[id] = append(rs.list[id], x)
-	rs.mu.Unlock()
 	l.mu.Lock()
 	l.add(x.src)
 	l.want(x.src, unix.EPOLLIN)
 	l.mu.Unlock()
+	rs.mu.Unlock() // who finds it in the list finds it in the loop
 }
 
 // local is where a socket is bound.

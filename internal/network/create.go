@@ -46,10 +46,17 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 		return bad("invalid name: leading and trailing blanks are not allowed: %q", r.Name)
 	case r.Name == "bridge" || r.Name == "host" || r.Name == "none" || r.Name == "default" || r.Name == "container":
 		return "", "", errs.New(errs.Forbidden, "operation is not permitted on predefined %s network ", r.Name)
+	case r.Ingress || r.Scope == "swarm":
+		return "", "", errs.New(errs.Unavailable, "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
 	case r.Scope != "" && r.Scope != "local":
-		return bad("scope %q is not supported: this engine has local networks only", r.Scope)
-	case r.Ingress || r.ConfigOnly || r.ConfigFrom != nil && r.ConfigFrom.Network != "":
-		return bad("ingress and configuration networks are not supported by this engine")
+		return bad("invalid network scope %q: this engine has local networks only", r.Scope)
+	}
+	if err := checkConfig(&r); err != nil {
+		return "", "", err
+	}
+	publisher{s}.defaults(&r)
+	if r, err = (publisher{s}).configured(r); err != nil {
+		return "", "", err
 	}
 	n := &Network{ICC: true, Masq: true}
 	n.ID, n.Name, n.Driver, n.Scope, n.Created = newID(), r.Name, r.Driver, "local", time.Now().UTC()
@@ -64,6 +71,12 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if n.Driver == "" || n.Driver == "default" {
 		n.Driver = "bridge"
 	}
+	if r.ConfigOnly {
+		return publisher{s}.createConfig(n, &r)
+	}
+	if r.ConfigFrom != nil {
+		n.ConfigFrom = *r.ConfigFrom
+	}
 	switch n.Driver {
 	case "host", "null":
 		return "", "", errs.New(errs.Forbidden, "only one instance of %q network is allowed", n.Driver)
@@ -75,12 +88,19 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if s.fault != nil && n.Driver == "bridge" {
 		return "", "", errs.Wrap(errs.Internal, s.fault, "cannot create the network "+n.Name)
 	}
-	n.EnableIPv4 = r.EnableIPv4 == nil || *r.EnableIPv4
-	n.EnableIPv6 = r.EnableIPv6 != nil && *r.EnableIPv6
+	if n.EnableIPv4, err = enabled(r.EnableIPv4, n.Options, optEnable4, true); err != nil {
+		return "", "", err
+	}
+	if n.EnableIPv6, err = enabled(r.EnableIPv6, n.Options, optEnable6, false); err != nil {
+		return "", "", err
+	}
 	if !n.EnableIPv4 && !n.EnableIPv6 {
 		return bad("IPv4 or IPv6 must be enabled")
 	}
 	if err := drv.read(n); err != nil {
+		return "", "", err
+	}
+	if err := n.readAnnounce(); err != nil {
 		return "", "", err
 	}
 	if n.MTU == 0 && n.Driver == "bridge" {
@@ -213,6 +233,22 @@ func (s *Service) allocate(n *Network) (err error) {
 	for i := range n.IPAM.Config {
 		c := &n.IPAM.Config[i]
 		if !c.Subnet.IsValid() {
+			continue
+		}
+		if c.Subnet.Addr().IsUnspecified() { // any of that size
+			routes, _ := bridge.HostRoutes()
+			v6 := c.Subnet.Addr().Is6()
+			p, err := s.space.ChooseSize(v6, c.Subnet.Bits(), routes)
+			if errors.Is(err, ipam.ErrExhausted) && v6 && c.Subnet.Bits() >= 64 {
+				p = netip.PrefixFrom(uniqueLocal(n.ID).Addr(), c.Subnet.Bits())
+				err = s.space.Take(p)
+			}
+			if err != nil {
+				return errs.New(errs.Invalid, "%v", err)
+			}
+			c.Subnet = p
+			taken = append(taken, p)
+			has4, has6, n.EnableIPv6 = has4 || !v6, has6 || v6, n.EnableIPv6 || v6
 			continue
 		}
 		if c.Subnet != c.Subnet.Masked() {
@@ -348,6 +384,9 @@ func (s *Service) bringUp(n *Network) error {
 
 // takeDown removes what a network has on the host.
 func (s *Service) takeDown(n *Network) {
+	if n.ConfigOnly {
+		return
+	}
 	if n.pool != nil {
 		n.pool.drain(n)
 	}
@@ -393,6 +432,8 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 		}
 	case c.BridgeIP.IsValid():
 		cfg.Subnet, cfg.Gateway = c.BridgeIP.Masked(), c.BridgeIP.Addr()
+	case c.FixedCIDR.IsValid():
+		cfg.Subnet, cfg.Gateway = c.FixedCIDR.Masked(), c.FixedCIDR.Masked().Addr().Next()
 	default:
 		p, err := s.defaultSubnet(created)
 		if err != nil {

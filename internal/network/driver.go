@@ -28,8 +28,35 @@ type driver interface {
 type joining struct {
 	ns      int
 	ep      *Endpoint
-	gateway bool   // the default route is by this one
-	ports   *Ports // what the container asks to have published, nil for nothing
+	gw      families    // the default route is by this one
+	ports   *Ports      // what the container asks to have published, nil for nothing
+	sysctls [][2]string // see bridge.Interface
+}
+
+// joins is the container that an interface is for.
+type joins struct {
+	name  string
+	ports *Ports // what it asks to have published, nil for nothing
+	no6   bool   // it has no IPv6
+}
+
+// publishes is what a container asks to have published, nil for nothing.
+func (a *Attachment) publishes() *Ports {
+	if len(a.Ports) == 0 && !a.PublishAll {
+		return nil
+	}
+	return &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
+}
+
+// hardware gives an endpoint a hardware address, where it is the engine that chooses it.
+func (n *Network) hardware(ep *Endpoint) {
+	if len(ep.MAC) == 0 && drivers[n.Driver] != nil {
+		if ep.Addr4.IsValid() {
+			ep.MAC = bridge.MAC(ep.Addr4.Addr())
+		} else {
+			ep.MAC = bridge.RandomMAC()
+		}
+	}
 }
 
 // driver is the driver of that name, nil for networks of which there is only one. What
@@ -77,7 +104,8 @@ func (bridgeDriver) down(s *Service, n *Network) {
 }
 
 func (bridgeDriver) join(n *Network, j *joining) error {
-	in := n.iface(j.ep, j.gateway)
+	in := n.iface(j.ep, j.gw)
+	in.Sysctls = j.sysctls
 	if err := bridge.Join(n.index, j.ns, in); err != nil {
 		return err
 	}
@@ -162,7 +190,8 @@ func (d vlanDriver) leave(_ *Network, ns int, ep *Endpoint) error {
 }
 
 func (d vlanDriver) join(n *Network, j *joining) error {
-	k, in := d.kind(n), n.iface(j.ep, j.gateway)
+	k, in := d.kind(n), n.iface(j.ep, j.gw)
+	in.Sysctls = j.sysctls
 	if k.Routed() {
 		in.Gateways = nil
 		for _, a := range in.Addrs {

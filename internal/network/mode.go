@@ -3,7 +3,6 @@ package network
 import (
 	"errors"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"berth.dev/berth/internal/errs"
@@ -81,9 +80,4 @@ func (s publisher) direct(n *Network, a netip.Addr) bool {
 		return s.o.Config.AllowDirect || len(n.Trusted) > 0
 	}
 	return false
-}
-
-// routedOnly reports whether no family of an endpoint has address translation.
-func (n *Network) routedOnly(e *Endpoint) bool {
-	return !slices.ContainsFunc([]netip.Prefix{e.Addr4, e.Addr6}, func(p netip.Prefix) bool { return p.IsValid() && n.mode(p.Addr()) != modeRouted })
 }

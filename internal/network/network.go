@@ -155,6 +155,7 @@ type Service struct {
 	dns       *dns.Server
 	relays    atomic.Pointer[relayer]
 	policy    firewall.Policy
+	announcer announcer
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -257,6 +258,10 @@ func (s *Service) load() error {
 		n := &Network{}
 		if ok, err := s.o.DB.Get(bucket, key, n); err != nil || !ok {
 			s.o.Log.Error("cannot read a network", "id", key, "error", err)
+			continue
+		}
+		if n.ConfigOnly {
+			s.add(n)
 			continue
 		}
 		if n.other = s.plugins.addressing(s, n.IPAM.Driver); n.other == nil {
@@ -404,7 +409,9 @@ func (s *Service) Inspect(_ context.Context, ref, scope string) (network.Inspect
 	if scope != "" && scope != n.Scope {
 		return network.Inspect{}, errs.New(errs.NotFound, "network %s not found", ref)
 	}
-	return s.inspect(n), nil
+	out := s.inspect(n)
+	out.Status = (publisher{s}).status(n, s.members(n.ID))
+	return out, nil
 }
 
 func (s *Service) inspect(n *Network) network.Inspect {
@@ -453,6 +460,9 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 		}
 		slices.Sort(who)
 		return errs.New(errs.Forbidden, "error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(who, ", "))
+	}
+	if (publisher{s}).configures(n) {
+		return errs.New(errs.Forbidden, "configuration network %q is in use", n.Name)
 	}
 	if r, ok := s.driver(n.Driver).(pluginDriver); ok {
 		if _, err := r.d.Capabilities(); err != nil {

@@ -275,7 +275,8 @@ func (r pluginDriver) join(n *Network, j *joining) error {
 		return err
 	}
 	if name := joined.InterfaceName; name != nil && name.SrcName != "" {
-		in := n.iface(ep, j.gateway)
+		in := n.iface(ep, j.gw)
+		in.Sysctls = j.sysctls
 		in.Host, in.Name = name.SrcName, name.DstName
 		if in.Name == "" && ep.Asked != nil {
 			in.Name = ep.Asked.DriverOpts[optIfName]
@@ -294,7 +295,7 @@ func (r pluginDriver) join(n *Network, j *joining) error {
 	if _, err := r.d.Info(n.ID, ep.ID); err != nil {
 		r.log.Debug("a network's plugin tells nothing of an endpoint", "network", n.Name, "endpoint", ep.ID, "error", err)
 	}
-	if j.gateway && (ep.Gateway4.IsValid() || ep.Gateway6.IsValid()) {
+	if has := n.gatewaysOf(ep); j.gw.v4 && has.v4 || j.gw.v6 && has.v6 {
 		if err := r.d.Publish(n.ID, ep.ID, sandboxOptions(j.ports)); err != nil {
 			return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", ep.Container, ep.ID, err)
 		}
@@ -407,7 +408,7 @@ type addressing interface {
 	// free gives a network's subnets back.
 	free(n *Network)
 	// address gives an endpoint its addresses: those that are asked for, or others.
-	address(n *Network, ep *Endpoint, e *network.EndpointSettings) error
+	address(n *Network, ep *Endpoint, e *network.EndpointSettings, no6 bool) error
 	// release gives them back.
 	release(n *Network, ep *Endpoint)
 }
@@ -460,6 +461,6 @@ func (nullAddressing) allocate(n *Network) error {
 
 func (nullAddressing) free(*Network) {}
 
-func (nullAddressing) address(*Network, *Endpoint, *network.EndpointSettings) error { return nil }
+func (nullAddressing) address(*Network, *Endpoint, *network.EndpointSettings, bool) error { return nil }
 
 func (nullAddressing) release(*Network, *Endpoint) {}

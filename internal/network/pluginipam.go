@@ -198,7 +198,7 @@ func (p *pluginAddressing) remind(n *Network) (remote.Needs, error) {
 	return needs, nil
 }
 
-func (p *pluginAddressing) address(n *Network, ep *Endpoint, e *network.EndpointSettings) (err error) {
+func (p *pluginAddressing) address(n *Network, ep *Endpoint, e *network.EndpointSettings, no6 bool) (err error) {
 	needs, err := p.remind(n)
 	if err != nil {
 		return errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -226,7 +226,7 @@ func (p *pluginAddressing) address(n *Network, ep *Endpoint, e *network.Endpoint
 		if v == 1 {
 			have, gw = &ep.Addr6, &ep.Gateway6
 		}
-		if have.IsValid() || want[v].IsValid() && !c.Subnet.Contains(want[v]) {
+		if have.IsValid() || v == 1 && no6 || want[v].IsValid() && !c.Subnet.Contains(want[v]) {
 			return
 		}
 		a, err := p.i.RequestAddress(pool, want[v], options)
@@ -241,7 +241,7 @@ func (p *pluginAddressing) address(n *Network, ep *Endpoint, e *network.Endpoint
 		if v == 1 {
 			have = ep.Addr6
 		}
-		if !on || have.IsValid() {
+		if !on || have.IsValid() || v == 1 && no6 {
 			continue
 		}
 		if last == nil {

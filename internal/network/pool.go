@@ -273,7 +273,7 @@ func (s *Service) prepare(n *Network) (*ready, error) {
 	if err != nil {
 		return nil, err
 	}
-	ep, err := s.join(n, fd, "eth0", nil, true, joins{})
+	ep, err := s.join(n, fd, ifnames([]asked{{net: n}})[0], nil, both, joins{})
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err

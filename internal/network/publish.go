@@ -18,12 +18,40 @@ import (
 // publisher opens and closes the ports of containers.
 type publisher struct{ *Service }
 
+// gate is by which endpoint a family of addresses reaches a container: one without an
+// address of that family, where there is none.
+type gate struct {
+	at int
+	ep *Endpoint
+	n  *Network
+}
+
+// gates are those of IPv4 and IPv6 among the endpoints from at on; ok tells whether there is one.
+func (s publisher) gates(b *Sandbox, at int) (g4, g6 gate, ok bool) {
+	for i := at; i < len(b.Endpoints); i++ {
+		ep := b.Endpoints[i]
+		n, err := s.find(ep.Network)
+		if err != nil || n.Driver != "bridge" || n.Internal {
+			continue
+		}
+		g := gate{i, ep, n}
+		if g4.ep == nil || !g4.ep.Addr4.IsValid() && ep.Addr4.IsValid() {
+			g4 = g
+		}
+		if g6.ep == nil || !g6.ep.Addr6.IsValid() && ep.Addr6.IsValid() {
+			g6 = g
+		}
+	}
+	return g4, g6, g4.ep != nil
+}
+
 // wanted reads the bindings of a container, in a stable order.
-func (s publisher) wanted(a *Attachment, n *Network, ep *Endpoint) ([]want, error) {
+func (s publisher) wanted(a *Attachment, g4, g6 gate) ([]want, error) {
 	var out []want
 	asked := 0
-	have4, have6 := ep.Addr4.IsValid(), ep.Addr6.IsValid()
-	routed4, routed6 := have4 && n.Mode4 == modeRouted, have6 && n.Mode6 == modeRouted
+	have4, have6 := g4.ep.Addr4.IsValid(), g6.ep.Addr6.IsValid()
+	routed4, routed6 := have4 && g4.n.Mode4 == modeRouted, have6 && g6.n.Mode6 == modeRouted
+	n := g4.n
 	// What comes by IPv6 is passed on to a container that has only IPv4.
 	have6 = have6 || have4 && s.o.Config.Relay
 	add := func(p network.Port, b network.PortBinding) error {
@@ -98,8 +126,8 @@ func (s publisher) wanted(a *Attachment, n *Network, ep *Endpoint) ([]want, erro
 }
 
 // publish takes the ports of a container: all of them or none.
-func (s publisher) publish(a *Attachment, n *Network, ep *Endpoint) (done []Binding, err error) {
-	list, err := s.wanted(a, n, ep)
+func (s publisher) publish(a *Attachment, g4, g6 gate) (done []Binding, err error) {
+	list, err := s.wanted(a, g4, g6)
 	if err != nil || len(list) == 0 {
 		return nil, err
 	}
@@ -109,7 +137,7 @@ func (s publisher) publish(a *Attachment, n *Network, ep *Endpoint) (done []Bind
 		if err != nil {
 			s.ports.giveBack(a.Container, done)
 			done = nil
-			err = errs.New(errs.KindOf(err), "failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %v", ep.Container, ep.ID, err)
+			err = errs.New(errs.KindOf(err), "failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %v", g4.ep.Container, g4.ep.ID, err)
 		}
 	}()
 	// Those that name a host port first: else one of the others may be given it. The
@@ -217,32 +245,30 @@ end:
 	return runs, list[n*step:]
 }
 
-// expose publishes the ports of a sandbox by the first of its endpoints, from at on, that can.
+// expose publishes the ports of a sandbox by the first of its endpoints, from at on, that can:
+// each family by its own.
 func (s publisher) expose(b *Sandbox, a *Attachment, at int) error {
 	if len(a.Ports) == 0 && !a.PublishAll {
 		return nil
 	}
-	for i := at; i < len(b.Endpoints); i++ {
-		n, err := s.find(b.Endpoints[i].Network)
-		if err != nil || n.Driver != "bridge" || n.Internal {
-			continue
-		}
-		list, err := s.publish(a, n, b.Endpoints[i])
-		if err != nil {
-			return err
-		}
-		b.Bindings, b.Through = list, i
-		if s.fw != nil && len(list) > 0 {
-			if err := s.fw.Publish(s.mappings(b)); err != nil {
-				s.ports.giveBack(b.Container, list)
-				b.Bindings = nil
-				return errs.Wrap(errs.Internal, err, "failed to set up container networking")
-			}
-		}
-		s.forgetFlows(list)
-		s.startRelays(b)
+	g4, g6, ok := s.gates(b, at)
+	if !ok {
 		return nil
 	}
+	list, err := s.publish(a, g4, g6)
+	if err != nil {
+		return err
+	}
+	b.Bindings, b.Through, b.Through6 = list, g4.at, g6.at
+	if s.fw != nil && len(list) > 0 {
+		if err := s.fw.Publish(s.mappings(b)); err != nil {
+			s.ports.giveBack(b.Container, list)
+			b.Bindings = nil
+			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
+		}
+	}
+	s.forgetFlows(list)
+	s.startRelays(b)
 	return nil
 }
 
@@ -263,10 +289,10 @@ func (s publisher) withdraw(b *Sandbox) {
 
 // mappings are the ports of a sandbox as the firewall knows them.
 func (s publisher) mappings(b *Sandbox) []firewall.Mapping {
-	if len(b.Bindings) == 0 || b.Through >= len(b.Endpoints) {
+	if len(b.Bindings) == 0 || max(b.Through, b.Through6) >= len(b.Endpoints) {
 		return nil
 	}
-	out := translations(b.Bindings, b.Endpoints[b.Through])
+	out := translations(b.Bindings, b.Endpoints[b.Through].Addr4.Addr(), b.Endpoints[b.Through6].Addr6.Addr())
 	// What is open at the containers' own addresses: on each network that routes.
 	for i, e := range b.Endpoints {
 		n, err := s.find(e.Network)
@@ -274,7 +300,7 @@ func (s publisher) mappings(b *Sandbox) []firewall.Mapping {
 			continue
 		}
 		for _, p := range []netip.Prefix{e.Addr4, e.Addr6} {
-			if p.IsValid() && s.direct(n, p.Addr()) && (i == b.Through || n.mode(p.Addr()) == modeRouted) {
+			if p.IsValid() && s.direct(n, p.Addr()) && (i == b.Through || i == b.Through6 || n.mode(p.Addr()) == modeRouted) {
 				out = append(out, directs(b.Bindings, p.Addr())...)
 			}
 		}
@@ -282,14 +308,14 @@ func (s publisher) mappings(b *Sandbox) []firewall.Mapping {
 	return out
 }
 
-// translations are those that lead ports of the host to an endpoint.
-func translations(list []Binding, ep *Endpoint) []firewall.Mapping {
+// translations are those that lead ports of the host to the container's addresses.
+func translations(list []Binding, to4, to6 netip.Addr) []firewall.Mapping {
 	var out []firewall.Mapping
 	for i := range list {
 		b := &list[i]
-		to := ep.Addr4.Addr()
+		to := to4
 		if b.Host.Addr().Is6() {
-			to = ep.Addr6.Addr()
+			to = to6
 		}
 		if !to.IsValid() || b.Routed {
 			continue

@@ -37,19 +37,18 @@ func (s *Service) RelayBy(hand func(container string, list []Relay) error) {
 
 // relayed are the ports of a sandbox that are passed on.
 func (s publisher) relayed(b *Sandbox) []Relay {
-	if !s.o.Config.Relay || b.Through >= len(b.Endpoints) {
+	if !s.o.Config.Relay || max(b.Through, b.Through6) >= len(b.Endpoints) {
 		return nil
 	}
-	ep := b.Endpoints[b.Through]
 	var out []Relay
 	for i := range b.Bindings {
 		x := &b.Bindings[i]
 		if x.Host.Addr().Is4() && s.fw != nil || len(x.sockets) != x.count() {
 			continue
 		}
-		to := ep.Addr6.Addr()
+		to := b.Endpoints[b.Through6].Addr6.Addr()
 		if x.Host.Addr().Is4() || !to.IsValid() {
-			to = ep.Addr4.Addr()
+			to = b.Endpoints[b.Through].Addr4.Addr()
 		}
 		if !to.IsValid() {
 			continue

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/events"
@@ -36,6 +37,7 @@ type Attachment struct {
 	Exposed    network.PortSet
 	PublishAll bool
 	Links      []Link
+	NoIPv6     bool // its sysctls turn IPv6 off
 }
 
 // Link is a neighbour on the default network that a container may speak to, also where
@@ -71,7 +73,9 @@ type Sandbox struct {
 	Links     []firewall.Link // what the firewall lets through for it
 	Ports     *Ports          `json:",omitempty"` // what it asks to have published, nil for nothing
 	Through   int             // index of the endpoint that ports are published by
+	Through6  int             `json:",omitempty"` // the same for IPv6
 	DNS       []string        // resolvers of its own
+	NoIPv6    bool            `json:",omitempty"`
 	Resolver  uint16          // port of its resolver, 0 for none
 
 	resolver *dns.Sockets
@@ -85,14 +89,6 @@ type Ports struct {
 	Asked   network.PortMap
 	Exposed network.PortSet
 	All     bool // what is exposed, too
-}
-
-// publishes is what a container asks to have published, nil for nothing.
-func (a *Attachment) publishes() *Ports {
-	if len(a.Ports) == 0 && !a.PublishAll {
-		return nil
-	}
-	return &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
 }
 
 // attachment is as much of a sandbox's request as its ports depend on.
@@ -116,8 +112,8 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 	if err != nil {
 		return nil, err
 	}
-	b := &Sandbox{Container: a.Container, fd: a.Into, DNS: a.DNS}
-	if b.fd < 0 && len(order) == 1 && order[0].plain() {
+	b := &Sandbox{Container: a.Container, fd: a.Into, DNS: a.DNS, NoIPv6: a.NoIPv6}
+	if b.fd < 0 && len(order) == 1 && order[0].plain() && !(a.NoIPv6 && order[0].net.EnableIPv6) {
 		if ready := order[0].net.takeReady(s); ready != nil {
 			b.fd, b.resolver = ready.fd, ready.resolver
 			e := ready.ep
@@ -133,13 +129,13 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 			}
 			u.Add(func() { _ = unix.Close(b.fd) })
 		}
-		way := false // to the world
+		names := ifnames(order)
 		for i, o := range order {
-			e, err := s.join(o.net, b.fd, fmt.Sprintf("eth%d", i), o.settings, !way, joins{a.Name, a.publishes()})
+			led := publisher{s}.led(b.Endpoints) // each family's default route is by the first that has one
+			e, err := s.join(o.net, b.fd, names[i], o.settings, families{!led.v4, !led.v6}, joins{a.Name, a.publishes(), a.NoIPv6})
 			if err != nil {
 				return nil, err
 			}
-			way = way || e.Gateway4.IsValid() || e.Gateway6.IsValid()
 			u.Add(func() {
 				s.plugins.leave(s, o.net, b.fd, e)
 				o.net.release(e)
@@ -169,7 +165,7 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 	u.Add(func() { (publisher{s}).withdraw(b) })
 	b.Ports = a.publishes()
 	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
-		if err := s.fw.Open(b.Links); err != nil {
+		if err := (publisher{s}).open(b.Links); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
 		u.Add(func() { _ = s.fw.Shut(b.Links) })
@@ -179,10 +175,28 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		return nil, err
 	}
 	u.Release()
+	publisher{s}.announce(a.Container, b.Endpoints, b.fd)
 	for _, o := range order {
 		s.o.Event(events.ActionConnect, o.net.ID, map[string]string{"container": a.Container, "name": o.net.Name, "type": o.net.Driver})
 	}
 	return b, nil
+}
+
+// open lets links through: by the firewall, and for IPv6 by the host in the neighbours' place.
+func (s publisher) open(list []firewall.Link) error {
+	s.mu.RLock()
+	n := s.byName["bridge"]
+	s.mu.RUnlock()
+	for _, l := range list {
+		for _, a := range []netip.Addr{l.From, l.To} {
+			if a.Is6() && n != nil {
+				if err := bridge.Answer(n.Bridge, n.index, a); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.fw.Open(list)
 }
 
 // opened is what the firewall must let through for a sandbox's links: nothing where
@@ -235,7 +249,7 @@ func (s *Service) Relink(container string, list []Link) error {
 	if err := s.fw.Shut(gone); err != nil {
 		return err
 	}
-	if err := s.fw.Open(now.Links); err != nil {
+	if err := (publisher{s}).open(now.Links); err != nil {
 		return err
 	}
 	return s.keep(&now)
@@ -263,6 +277,7 @@ func (s *Service) Release(container string) {
 		return
 	}
 	b.closeResolver()
+	s.announcer.end(container)
 	(publisher{s}).withdraw(b)
 	if s.fw != nil {
 		if err := s.fw.Shut(b.Links); err != nil {
@@ -350,6 +365,32 @@ func (a asked) plain() bool {
 	return a.net.Driver == "bridge" && (e == nil || e.IPAMConfig == nil && len(e.MacAddress) == 0 && len(e.DriverOpts) == 0)
 }
 
+// ifnames are the names of interfaces: those that are asked for, and for the others the
+// numbers that are left.
+func ifnames(list []asked) []string {
+	used, out := map[string]bool{}, make([]string, len(list))
+	for i, a := range list {
+		if a.settings != nil {
+			out[i] = a.settings.DriverOpts[optIfName]
+			used[out[i]] = true
+		}
+	}
+	next := 0
+	for i, a := range list {
+		prefix := "eth"
+		if p := a.net.Options[optPrefix]; p != "" {
+			prefix = p
+		}
+		for out[i] == "" {
+			if name := prefix + strconv.Itoa(next); !used[name] {
+				out[i] = name
+			}
+			next++
+		}
+	}
+	return out
+}
+
 // priority is how much a network wants to be that of the default route.
 func priority(e *network.EndpointSettings) int {
 	if e == nil {
@@ -393,20 +434,22 @@ func (s *Service) order(a *Attachment) ([]asked, error) {
 	return out, nil
 }
 
+// driverOpt is an option of an endpoint, "" for none.
+func driverOpt(e *network.EndpointSettings, key string) string {
+	if e == nil {
+		return ""
+	}
+	return e.DriverOpts[key]
+}
+
 // held reports whether an address could not be had because somebody has it: perhaps a
 // namespace that only waits.
 func held(err error) bool {
 	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
 }
 
-// joins is the container that an interface is for.
-type joins struct {
-	name  string
-	ports *Ports // what it asks to have published, nil for nothing
-}
-
 // join gives a namespace an interface on a network.
-func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gateway bool, who joins) (_ *Endpoint, err error) {
+func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gw families, who joins) (_ *Endpoint, err error) {
 	if n.fault != nil {
 		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
 	}
@@ -420,8 +463,12 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		}
 		ep.MAC = net.HardwareAddr(e.MacAddress)
 	}
+	sys, off6, err := sysctls(e, ep.Interface)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "%v", err)
+	}
 	for {
-		if err = n.address(ep, e); err == nil {
+		if err = n.address(ep, e, who.no6 || off6); err == nil {
 			break
 		}
 		if !held(err) || !n.pool.yield(n) {
@@ -433,14 +480,35 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	if err := s.driver(n.Driver).join(n, &joining{ns: ns, ep: ep, gateway: gateway, ports: who.ports}); err != nil {
+	if err := s.driver(n.Driver).join(n, &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
 	return ep, nil
 }
 
+// families are IPv4 and IPv6.
+type families struct{ v4, v6 bool }
+
+var both = families{true, true}
+
+// gatewaysOf tells for which families an endpoint leads to the world.
+func (n *Network) gatewaysOf(ep *Endpoint) families {
+	return families{!n.Internal && ep.Gateway4.IsValid(), !n.Internal && ep.Gateway6.IsValid()}
+}
+
+// led tells for which families one of a list of endpoints leads to the world.
+func (s publisher) led(list []*Endpoint) (f families) {
+	for _, e := range list {
+		if n, err := s.find(e.Network); err == nil {
+			has := n.gatewaysOf(e)
+			f.v4, f.v6 = f.v4 || has.v4, f.v6 || has.v6
+		}
+	}
+	return f
+}
+
 // iface is an endpoint as the bridge package knows it.
-func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
+func (n *Network) iface(ep *Endpoint, gw families) *bridge.Interface {
 	in := &bridge.Interface{Name: ep.Interface, MAC: ep.MAC, MTU: n.MTU, Isolated: !n.ICC}
 	for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 		if p.IsValid() {
@@ -456,20 +524,20 @@ func (n *Network) iface(ep *Endpoint, gateway bool) *bridge.Interface {
 			in.Addrs = append(in.Addrs, netip.PrefixFrom(a, bits))
 		}
 	}
-	if gateway && !n.Internal {
-		for _, g := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
-			if g.IsValid() {
-				in.Gateways = append(in.Gateways, g)
-			}
-		}
+	has := n.gatewaysOf(ep)
+	if gw.v4 && has.v4 {
+		in.Gateways = append(in.Gateways, ep.Gateway4)
+	}
+	if gw.v6 && has.v6 {
+		in.Gateways = append(in.Gateways, ep.Gateway6)
 	}
 	return in
 }
 
 // address takes the addresses of an endpoint: those that are asked for, or free ones.
-func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error) {
+func (n *Network) address(ep *Endpoint, e *network.EndpointSettings, no6 bool) (err error) {
 	if n.other != nil {
-		return n.other.address(n, ep, e)
+		return n.other.address(n, ep, e, no6)
 	}
 	defer func() {
 		if err != nil {
@@ -486,7 +554,7 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 		if c.Subnet.Addr().Is6() {
 			want, have, gw = want6, &ep.Addr6, &ep.Gateway6
 		}
-		if have.IsValid() || want.IsValid() && !c.Subnet.Contains(want) {
+		if have.IsValid() || want.IsValid() && !c.Subnet.Contains(want) || no6 && c.Subnet.Addr().Is6() {
 			continue
 		}
 		a := want
@@ -506,22 +574,11 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings) (err error)
 			*gw = aux
 		}
 	}
-	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 {
+	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 && !no6 {
 		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
 	n.hardware(ep)
 	return nil
-}
-
-// hardware gives an endpoint a hardware address, where it is the engine that chooses it.
-func (n *Network) hardware(ep *Endpoint) {
-	if len(ep.MAC) == 0 && drivers[n.Driver] != nil {
-		if ep.Addr4.IsValid() {
-			ep.MAC = bridge.MAC(ep.Addr4.Addr())
-		} else {
-			ep.MAC = bridge.RandomMAC()
-		}
-	}
 }
 
 // release gives an endpoint's addresses back.
@@ -598,16 +655,25 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	for _, o := range b.Endpoints {
 		used[o.Interface] = true
 	}
-	ifname := "eth0"
+	prefix := n.Options[optPrefix]
+	if prefix == "" {
+		prefix = "eth"
+	}
+	ifname := prefix + "0"
 	for i := 0; used[ifname]; i++ {
-		ifname = fmt.Sprintf("eth%d", i)
+		ifname = prefix + strconv.Itoa(i)
 	}
 	// The default route is by the network with the highest priority, the oldest of equals.
 	first := !slices.ContainsFunc(b.Endpoints, func(o *Endpoint) bool {
 		on, err := s.find(o.Network)
 		return err == nil && !on.Internal && priority(o.Asked) >= priority(e)
 	})
-	ep, err := s.join(n, ns, ifname, e, first, joins{name, b.Ports})
+	// Our own default route by another network is replaced below.
+	led := publisher{s}.led(b.Endpoints)
+	if v := driverOpt(e, optIfName); used[v] {
+		return errs.New(errs.Conflict, "failed to set up container networking: error renaming interface %q: file exists", v)
+	}
+	ep, err := s.join(n, ns, ifname, e, families{!led.v4, !led.v6}, joins{name, b.Ports, old != nil && old.NoIPv6})
 	if err != nil {
 		return err
 	}
@@ -616,8 +682,8 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		ep.Names = append(ep.Names, e.Aliases...)
 	}
 	b.Endpoints = append(b.Endpoints, ep)
-	if first && !n.Internal && len(b.Endpoints) > 1 && (ep.Gateway4.IsValid() || ep.Gateway6.IsValid()) {
-		_ = bridge.Gateways(ns, n.iface(ep, true))
+	if has := n.gatewaysOf(ep); first && (led.v4 && has.v4 || led.v6 && has.v6) {
+		_ = bridge.Gateways(ns, n.iface(ep, led))
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
@@ -644,6 +710,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	if err := s.keep(b); err != nil {
 		return err
 	}
+	publisher{s}.announce(container, []*Endpoint{ep}, ns)
 	s.o.Event(events.ActionConnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
 	return nil
 }
@@ -672,11 +739,16 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	b.fd = -1
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
 	switch {
-	case i == old.Through:
+	case i == old.Through, i == old.Through6:
 		(publisher{s}).withdraw(old)
-		b.Bindings, b.Through, was = nil, 0, nil
-	case i < old.Through:
-		b.Through--
+		b.Bindings, b.Through, b.Through6, was = nil, 0, 0, nil
+	default:
+		if i < old.Through {
+			b.Through--
+		}
+		if i < old.Through6 {
+			b.Through6--
+		}
 	}
 	if err := s.driver(n.Driver).leave(n, ns, ep); err != nil {
 		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
@@ -684,12 +756,19 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 	n.release(ep)
 	byPriority := slices.Clone(b.Endpoints)
 	slices.SortStableFunc(byPriority, func(x, y *Endpoint) int { return priority(y.Asked) - priority(x.Asked) })
+	var led families
 	for _, e := range byPriority {
-		if on, err := s.find(e.Network); err == nil && !on.Internal && (e.Gateway4.IsValid() || e.Gateway6.IsValid()) {
-			_ = bridge.Gateways(ns, on.iface(e, true))
-			s.plugins.way(s, on, e, b.Ports)
-			break
+		on, err := s.find(e.Network)
+		if err != nil {
+			continue
 		}
+		has := on.gatewaysOf(e)
+		now := families{has.v4 && !led.v4, has.v6 && !led.v6}
+		if now.v4 || now.v6 {
+			_ = bridge.Gateways(ns, on.iface(e, now))
+			s.plugins.way(s, on, e, b.Ports)
+		}
+		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {

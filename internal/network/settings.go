@@ -48,6 +48,9 @@ func (s *Service) CheckSettings(ref string, e *network.EndpointSettings, whole b
 			bad("invalid link-local IP address: %s", a)
 		}
 	}
+	if list := e.DriverOpts[optSysctls]; list != "" {
+		checkSysctls(list, bad)
+	}
 	if whole && n != nil && n.Driver != "host" && n.Driver != "null" {
 		for _, a := range []netip.Addr{c.IPv4Address, c.IPv6Address} {
 			if a.IsValid() && !n.contains(a.Unmap()) {

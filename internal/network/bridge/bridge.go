@@ -40,7 +40,8 @@ type Interface struct {
 	Addrs    []netip.Prefix
 	Gateways []netip.Addr // default routes; none on an internal network
 	Routes   []netip.Prefix
-	Isolated bool // it may speak with the host, but not with its neighbours on the bridge
+	Sysctls  [][2]string // files below /proc/sys, and values, written before it is up
+	Isolated bool        // it may speak with the host, but not with its neighbours on the bridge
 }
 
 // Ensure makes the bridge, or takes the one that is there, gives it its
@@ -102,12 +103,28 @@ func apart(c Config) {
 	}
 }
 
+// Answer has the host answer for an IPv6 neighbour on a bridge whose ports are isolated,
+// as proxy_arp_pvlan does for all of IPv4. It ends with the bridge; where the address is
+// somebody else's later, that one is still reached by the host alone.
+func Answer(name string, index int, a netip.Addr) error {
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/proxy_ndp", []byte("1"), 0o644); err != nil {
+		return err
+	}
+	err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, Family: netlink.FAMILY_V6, Flags: netlink.NTF_PROXY, IP: a.AsSlice()})
+	if err != nil {
+		return fmt.Errorf("cannot answer for %s on %s: %w", a, name, err)
+	}
+	return nil
+}
+
 func setIPv6(name string, on bool) {
 	v := "1"
 	if on {
 		v = "0"
 	}
-	for file, value := range map[string]string{"disable_ipv6": v, "accept_ra": "0"} {
+	// Without a probe its link-local address can be used at once: neighbours are asked from it.
+	for _, x := range [][2]string{{"accept_dad", "0"}, {"accept_ra", "0"}, {"disable_ipv6", v}} {
+		file, value := x[0], x[1]
 		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/"+file, []byte(value), 0o644) // kernels without IPv6
 	}
 }
@@ -226,8 +243,12 @@ func Configure(ns int, in *Interface) error {
 	if err != nil {
 		return err
 	}
+	set := in.Sysctls
 	if slices.ContainsFunc(in.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		if err := enableIPv6(ns, in.Name); err != nil {
+		set = append([][2]string{{"net/ipv6/conf/" + in.Name + "/accept_dad", "0"}, {"net/ipv6/conf/" + in.Name + "/accept_ra", "0"}, {"net/ipv6/conf/" + in.Name + "/disable_ipv6", "0"}}, set...)
+	}
+	if len(set) > 0 {
+		if err := settings(ns, set); err != nil {
 			return err
 		}
 	}
@@ -242,16 +263,17 @@ func Configure(ns int, in *Interface) error {
 	return routes(h, link.Attrs().Index, in)
 }
 
-// enableIPv6 turns IPv6 on for an interface: settings belong to the namespace of
-// the thread that writes them.
-func enableIPv6(ns int, name string) error {
+// settings writes files below /proc/sys in a namespace: they belong to that of the thread
+// that writes them.
+func settings(ns int, list [][2]string) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		err := unix.Setns(ns, unix.CLONE_NEWNET)
-		if err == nil {
-			err = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("0"), 0o644)
-			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_ra", []byte("0"), 0o644)
+		for _, x := range list {
+			if err == nil {
+				err = os.WriteFile("/proc/sys/"+x[0], []byte(x[1]), 0o644)
+			}
 		}
 		done <- err
 	}()
@@ -260,8 +282,9 @@ func enableIPv6(ns int, name string) error {
 
 func routes(h *netlink.Handle, index int, in *Interface) error {
 	for _, g := range in.Gateways {
-		if err := h.RouteReplace(&netlink.Route{LinkIndex: index, Gw: g.AsSlice()}); err != nil {
-			return fmt.Errorf("cannot set the default route %s: %w", g, err)
+		// One that somebody else has set is not replaced.
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: g.AsSlice()}); err != nil {
+			return fmt.Errorf("failed to set gateway: %w", err)
 		}
 	}
 	for _, p := range in.Routes {
@@ -272,15 +295,19 @@ func routes(h *netlink.Handle, index int, in *Interface) error {
 	return nil
 }
 
-// Gateways replaces the default routes of a namespace by those of one interface; with
-// none, they are removed.
+// Gateways replaces the default routes of a namespace by those of one interface, for the
+// families that it has gateways of.
 func Gateways(ns int, in *Interface) error {
 	h, err := netlink.NewHandleAt(netns.NsHandle(ns), unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+	for _, g := range in.Gateways {
+		family := netlink.FAMILY_V4
+		if g.Is6() {
+			family = netlink.FAMILY_V6
+		}
 		list, err := h.RouteList(nil, family)
 		if err != nil {
 			return err
@@ -290,9 +317,6 @@ func Gateways(ns int, in *Interface) error {
 				_ = h.RouteDel(&r)
 			}
 		}
-	}
-	if in == nil {
-		return nil
 	}
 	link, err := h.LinkByName(in.Name)
 	if err != nil {

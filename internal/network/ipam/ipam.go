@@ -61,13 +61,22 @@ func (s *Space) Take(p netip.Prefix) error {
 // Choose takes the first free subnet of the pools, of IPv6 where asked, that
 // does not overlap with avoid.
 func (s *Space) Choose(v6 bool, avoid []netip.Prefix) (netip.Prefix, error) {
+	return s.ChooseSize(v6, 0, avoid)
+}
+
+// ChooseSize is Choose for a subnet of the given length, 0 for that of the pools.
+func (s *Space) ChooseSize(v6 bool, bits int, avoid []netip.Prefix) (netip.Prefix, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, pool := range s.pools {
-		if pool.Base.Addr().Is6() != v6 {
+		if pool.Base.Addr().Is6() != v6 || bits != 0 && bits < pool.Base.Bits() {
 			continue
 		}
-		for p := netip.PrefixFrom(pool.Base.Masked().Addr(), pool.Bits); pool.Base.Contains(p.Addr()); {
+		size := pool.Bits
+		if bits != 0 {
+			size = bits
+		}
+		for p := netip.PrefixFrom(pool.Base.Masked().Addr(), size); pool.Base.Contains(p.Addr()); {
 			blocked := false
 			for _, list := range [][]netip.Prefix{s.taken, avoid} {
 				blocked = blocked || slices.ContainsFunc(list, p.Overlaps)
