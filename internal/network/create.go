@@ -435,7 +435,7 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	case c.FixedCIDR.IsValid():
 		cfg.Subnet, cfg.Gateway = c.FixedCIDR.Masked(), c.FixedCIDR.Masked().Addr().Next()
 	default:
-		p, err := s.defaultSubnet(created)
+		p, err := s.defaultSubnet()
 		if err != nil {
 			return nil, err
 		}
@@ -460,7 +460,11 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 		if c.BridgeIP6.IsValid() {
 			gw = c.BridgeIP6.Addr()
 		}
-		n.IPAM.Config = append(n.IPAM.Config, network.IPAMConfig{Subnet: p, Gateway: gw})
+		six := network.IPAMConfig{Subnet: p, Gateway: gw}
+		if c.Gateway6.IsValid() {
+			six.AuxAddress = map[string]netip.Addr{"DefaultGatewayIPv6": c.Gateway6}
+		}
+		n.IPAM.Config = append(n.IPAM.Config, six)
 	}
 	host := "0.0.0.0"
 	if c.DefaultIP.IsValid() {
@@ -476,21 +480,23 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	return n, err
 }
 
-// defaultSubnet is that of the default bridge: the same at each boot, Docker's where
-// the host does not use it.
-func (s *Service) defaultSubnet(time.Time) (netip.Prefix, error) {
+// defaultSubnet is that of the default bridge: the same at each boot; the first of the
+// administrator's pools, or else Docker's where the host does not use it.
+func (s *Service) defaultSubnet() (netip.Prefix, error) {
 	var p netip.Prefix
-	if ok, err := s.o.DB.Get(bucket, "default-subnet", &p); err == nil && ok {
+	have, _ := bridge.Addresses(s.o.Config.OwnBridge)
+	there := func() bool { // our own bridge of an earlier engine
+		return slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p })
+	}
+	if ok, err := s.o.DB.Get(bucket, "default-subnet", &p); err == nil && ok && (!s.askedPools || there() || s.space.Pooled(p)) {
 		return p, nil
 	}
 	p = netip.MustParsePrefix("172.17.0.0/16")
 	routes, _ := bridge.HostRoutes()
-	if slices.ContainsFunc(routes, p.Overlaps) {
-		// Our own bridge of an earlier engine is no reason to go elsewhere.
-		if have, err := bridge.Addresses(s.o.Config.OwnBridge); err != nil || !slices.ContainsFunc(have, func(a netip.Prefix) bool { return a.Masked() == p }) {
-			if p, err = s.space.Choose(false, routes); err != nil {
-				return p, err
-			}
+	if s.askedPools || slices.ContainsFunc(routes, p.Overlaps) && !there() {
+		var err error
+		if p, err = s.space.Choose(false, routes); err != nil {
+			return p, err
 		}
 	}
 	return p, s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(bucket, "default-subnet", p) })

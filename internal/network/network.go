@@ -42,6 +42,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/filter"
+	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
@@ -76,6 +77,7 @@ type Config struct {
 	Table       string // of the firewall
 	IPTables    bool   // rules are kept by the programs of iptables, not in the table
 	NoIPv6Rules bool   // rules are about IPv4 only
+	HostRules   bool   // the host's own rules decide who reaches published ports: nothing is translated, all is relayed
 	HostGateway []netip.Addr
 }
 
@@ -146,6 +148,8 @@ type Service struct {
 	unwatch func() // ends the firewall's watch
 	plugins plugins
 
+	askedPools bool // the pools are the administrator's choice
+
 	mu        sync.RWMutex
 	nets      map[string]*Network // by id
 	byName    map[string]*Network
@@ -163,7 +167,8 @@ const bucket, sandboxBucket = "network", "sandbox"
 // Open reads the networks, makes what they need on the host, and begins to
 // make namespaces ahead.
 func Open(o Options) (*Service, error) {
-	if len(o.Config.Pools) == 0 {
+	asked := len(o.Config.Pools) > 0
+	if !asked {
 		o.Config.Pools = ipam.DefaultPools()
 	}
 	if o.Config.OwnBridge == "" {
@@ -179,7 +184,7 @@ func Open(o Options) (*Service, error) {
 		o.Event = func(events.Action, string, map[string]string) {}
 	}
 	s := &Service{
-		o: o, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
+		o: o, askedPools: asked, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
 		ports: ports{taken: map[portKey][]holder{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
 		plugins: plugins{dirs: o.Plugins, log: o.Log},
 	}
@@ -276,7 +281,9 @@ func (s *Service) load() error {
 		s.add(n)
 	}
 	var lack error
-	if s.o.Config.Bridge != "none" {
+	if s.o.Config.Bridge == "none" {
+		bridge.RemoveUnused(s.o.Config.OwnBridge) // of an engine before that had one
+	} else {
 		n, err := s.defaultBridge(created)
 		if err != nil && (n == nil || !lacks(err)) {
 			return errs.Wrap(errs.Internal, err, "failed to start daemon: Error initializing network controller")

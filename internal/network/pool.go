@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/dns"
+	"berth.dev/berth/internal/network/ipam"
 )
 
 // Namespaces are made ahead: bare ones for all, and for each bridge network
@@ -64,6 +66,12 @@ func (p *pool) drain(n *Network) {
 			return
 		}
 	}
+}
+
+// held reports whether an address could not be had because somebody has it: perhaps a
+// namespace that only waits.
+func held(err error) bool {
+	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
 }
 
 // yield gives back the addresses that ready namespaces hold, and reports whether there were any.

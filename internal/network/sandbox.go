@@ -442,12 +442,6 @@ func driverOpt(e *network.EndpointSettings, key string) string {
 	return e.DriverOpts[key]
 }
 
-// held reports whether an address could not be had because somebody has it: perhaps a
-// namespace that only waits.
-func held(err error) bool {
-	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
-}
-
 // join gives a namespace an interface on a network.
 func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gw families, who joins) (_ *Endpoint, err error) {
 	if n.fault != nil {
@@ -571,6 +565,8 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings, no6 bool) (
 		}
 		*have, *gw = netip.PrefixFrom(a, c.Subnet.Bits()), c.Gateway
 		if aux, ok := c.AuxAddress["DefaultGatewayIPv4"]; ok && a.Is4() {
+			*gw = aux
+		} else if aux, ok := c.AuxAddress["DefaultGatewayIPv6"]; ok && a.Is6() {
 			*gw = aux
 		}
 	}

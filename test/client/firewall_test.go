@@ -235,6 +235,9 @@ func firewallSuite(t *testing.T, e *enginetest.Engine, kind string) {
 	enginetest.Eventually(t, "servers", func() bool {
 		return engine("127.0.0.1:8080") == "hello" && distant("[fd44::1]:8080") == "hello" && from("linked", "db") == "data" && distant("10.44.0.1:8082") == "apart"
 	})
+	if kind == "iptables" { // rules at the end of FORWARD come too late
+		host(t, e, "sh", "-c", "iptables -A FORWARD -j DROP && ip6tables -A FORWARD -j DROP")
+	}
 	all()
 	// The administrator's chain comes first, with either kind: a packet must pass both.
 	if kind == "nftables" {
@@ -356,4 +359,50 @@ func TestDefaultAddress(t *testing.T) {
 		t.Errorf("from outside: %q", body)
 	}
 	c.Must("rm", "-f", "web")
+}
+
+// Where the host's own rules are to decide about published ports, they do: a port that the
+// host's firewall has not opened is closed, and one that it opens is open.
+func TestRespectHostFirewall(t *testing.T) {
+	t.Parallel()
+	if r := enginetest.Start(t).Client("docker").Run("run", "--rm", "-p", "3000-4100:3000-4100", "-p", "7/sctp", img, "true"); r.Code != 0 {
+		t.Errorf("without it: %+v", r)
+	}
+	for _, kind := range []string{"nftables", "iptables"} {
+		e := enginetest.Start(t, enginetest.WithArgs("--respect-host-firewall", "--firewall-backend", kind))
+		c, far := e.Client("docker"), newOutside(t, e)
+		host(t, e, "nft", "add table inet admin; add chain inet admin input { type filter hook input priority 0; policy drop; }; "+
+			"add rule inet admin input ct state established,related accept; add rule inet admin input iif lo accept; "+
+			"add rule inet admin input meta l4proto ipv6-icmp accept; add rule inet admin input tcp dport 8081 accept")
+		c.Must("network", "create", "--ipv6", "net")
+		web(c, "shut", "shut", "--network", "net", "-p", "8080:80")
+		web(c, "open", "open", "--network", "net", "-p", "8081:80")
+		enginetest.Eventually(t, "an open port", func() bool { body, _ := far.get("10.44.0.1:8081"); return body == "open" })
+		enginetest.Eventually(t, "an open port by IPv6", func() bool { body, _ := far.get("[fd44::1]:8081"); return body == "open" })
+		for _, at := range []string{"10.44.0.1:8080", "[fd44::1]:8080"} {
+			if body, err := far.get(at); err == nil {
+				t.Errorf("%s: %s answers, %q", kind, at, body)
+			}
+		}
+		if body, err := fetch(e, "127.0.0.1:8080"); body != "shut" {
+			t.Errorf("%s: on the host: %q %v", kind, body, err)
+		}
+		e.Kill9Daemon() // what relays goes on, and is known again
+		if body, err := far.get("10.44.0.1:8081"); body != "open" {
+			t.Errorf("%s: without the engine: %q %v", kind, body, err)
+		}
+		e.StartDaemon()
+		host(t, e, "nft", "add rule inet admin input tcp dport 8080 accept")
+		if body, err := far.get("10.44.0.1:8080"); body != "shut" {
+			t.Errorf("%s: a port that was opened later: %q %v", kind, body, err)
+		}
+		step{"run --rm -p 3000-4100:3000-4100 IMG true", "", "with respect-host-firewall at most 1024 ports in a row can be published", 125}.run(t, c)
+		step{"run --rm -p 7/sctp IMG true", "", "with respect-host-firewall ports of SCTP cannot be published", 125}.run(t, c)
+		c.Must("rm", "-f", "shut", "open")
+		if body, err := far.get("10.44.0.1:8081"); err == nil {
+			t.Errorf("%s: a port of a container that is gone: %q", kind, body)
+		}
+		c.Must("network", "rm", "net")
+		host(t, e, "nft", "delete", "table", "inet", "admin")
+	}
 }

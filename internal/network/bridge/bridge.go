@@ -166,6 +166,18 @@ func Remove(name string) error {
 	return netlink.LinkDel(link)
 }
 
+// RemoveUnused removes a bridge that no interface is on.
+func RemoveUnused(name string) {
+	own, err := netlink.LinkByName(name)
+	if err != nil || own.Type() != "bridge" {
+		return
+	}
+	all, err := netlink.LinkList()
+	if err == nil && !slices.ContainsFunc(all, func(l netlink.Link) bool { return l.Attrs().MasterIndex == own.Attrs().Index }) {
+		_ = netlink.LinkDel(own)
+	}
+}
+
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

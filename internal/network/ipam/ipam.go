@@ -95,6 +95,11 @@ func (s *Space) ChooseSize(v6 bool, bits int, avoid []netip.Prefix) (netip.Prefi
 	return netip.Prefix{}, ErrExhausted
 }
 
+// Pooled reports whether a subnet is one that Choose could have taken.
+func (s *Space) Pooled(p netip.Prefix) bool {
+	return slices.ContainsFunc(s.pools, func(o Pool) bool { return o.Base.Overlaps(p) && p.Bits() == o.Bits })
+}
+
 // Release gives a subnet back.
 func (s *Space) Release(p netip.Prefix) {
 	s.mu.Lock()
