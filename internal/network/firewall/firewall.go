@@ -1,5 +1,7 @@
-// Package firewall keeps the engine's rules in the kernel, in one table of
-// nftables, over netlink.
+// Package firewall keeps the engine's rules: about networks, published ports, links.
+//
+// A Firewall knows what they are; a backend writes them. That is nftables, over netlink, in
+// one table, or iptables, by the host's programs, in the chains that Docker has (iptables.go).
 //
 //	table inet berth
 //	  set nets, internal, same, noicc   the engine's bridges
@@ -14,8 +16,8 @@
 //	  chain forward  forward, filter    chain user first, then isolation
 //	  chain user                        the administrator's: never touched
 //
-// A packet passes a handful of rules and lookups, however many networks and
-// ports there are. Each change is one transaction. At boot the
+// In the table a packet passes a handful of rules and lookups, however many networks
+// and ports there are. Each change is one transaction. At boot the
 // whole is written again in one transaction, so that no packet meets half of it.
 package firewall
 

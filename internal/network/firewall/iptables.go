@@ -449,19 +449,14 @@ func (i *iptables) link(b *batch, v int, l Link, add bool) {
 }
 
 func (i *iptables) change(ports []Mapping, links []Link, remove bool) error {
-	var done []int
 	for _, v := range i.families() {
 		err := i.apply(v, ports, links, !remove)
 		switch {
 		case err != nil && remove:
 			return errFlushed // what is not there cannot be removed
-		case err != nil: // all or none
-			for _, v := range done {
-				err = errors.Join(err, i.apply(v, ports, links, false))
-			}
-			return err
+		case err != nil: // all or none: each table of each family is a transaction of its own
+			return errors.Join(err, i.write())
 		}
-		done = append(done, v)
 	}
 	return nil
 }
