@@ -84,7 +84,7 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 		return "", "", errs.New(errs.Forbidden, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 	}
 	n.fresh = true
-	drv := s.driver(n.Driver)
+	drv := s.plugins.of(n.Driver)
 	if s.fault != nil && n.Driver == "bridge" {
 		return "", "", errs.Wrap(errs.Internal, s.fault, "cannot create the network "+n.Name)
 	}
@@ -379,7 +379,7 @@ func (n *Network) rules() firewall.Network {
 // bringUp makes what a network has on the host. It is run at boot too.
 func (s *Service) bringUp(n *Network) error {
 	n.open()
-	return s.driver(n.Driver).up(s, n)
+	return s.plugins.of(n.Driver).up(s, n)
 }
 
 // takeDown removes what a network has on the host.
@@ -390,7 +390,7 @@ func (s *Service) takeDown(n *Network) {
 	if n.pool != nil {
 		n.pool.drain(n)
 	}
-	s.driver(n.Driver).down(s, n)
+	s.plugins.of(n.Driver).down(s, n)
 	if n.other != nil {
 		n.other.free(n)
 		return

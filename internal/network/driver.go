@@ -59,16 +59,16 @@ func (n *Network) hardware(ep *Endpoint) {
 	}
 }
 
-// driver is the driver of that name, nil for networks of which there is only one. What
+// of is the driver of that name, nil for networks of which there is only one. What
 // is not built in may be a plugin, which is looked for when it is needed.
-func (s *Service) driver(name string) driver {
+func (p *plugins) of(name string) driver {
 	if d := drivers[name]; d != nil {
 		return d
 	}
 	if name == "host" || name == "null" {
 		return nil
 	}
-	return s.plugins.driver(name)
+	return p.driver(name)
 }
 
 // drivers are those whose networks users can make.

@@ -471,7 +471,7 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 	if (publisher{s}).configures(n) {
 		return errs.New(errs.Forbidden, "configuration network %q is in use", n.Name)
 	}
-	if r, ok := s.driver(n.Driver).(pluginDriver); ok {
+	if r, ok := s.plugins.of(n.Driver).(pluginDriver); ok {
 		if _, err := r.d.Capabilities(); err != nil {
 			return errs.New(errs.KindOf(err), "error while removing network: failed deleting Network: %v", err)
 		}

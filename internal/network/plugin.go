@@ -95,7 +95,7 @@ func (p *plugins) leave(s *Service, n *Network, ns int, ep *Endpoint) {
 	if !n.kept() || ns == 0 && !n.foreign() {
 		return
 	}
-	if err := s.driver(n.Driver).leave(n, ns, ep); err != nil {
+	if err := s.plugins.of(n.Driver).leave(n, ns, ep); err != nil {
 		p.log.Warn("an interface cannot be taken back", "network", n.Name, "endpoint", ep.ID, "error", err)
 	}
 }

@@ -474,7 +474,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	if err := s.driver(n.Driver).join(n, &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}); err != nil {
+	if err := s.plugins.of(n.Driver).join(n, &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
 	return ep, nil
@@ -683,7 +683,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	}
 	if b.Ports != nil && len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
-			_ = s.driver(n.Driver).leave(n, ns, ep)
+			_ = s.plugins.of(n.Driver).leave(n, ns, ep)
 			n.release(ep)
 			return err
 		}
@@ -693,7 +693,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		}
 	}
 	if err := s.plugins.hold(s, b, ns); err != nil {
-		_ = s.driver(n.Driver).leave(n, ns, ep)
+		_ = s.plugins.of(n.Driver).leave(n, ns, ep)
 		n.release(ep)
 		return err
 	}
@@ -746,7 +746,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 			b.Through6--
 		}
 	}
-	if err := s.driver(n.Driver).leave(n, ns, ep); err != nil {
+	if err := s.plugins.of(n.Driver).leave(n, ns, ep); err != nil {
 		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
 	}
 	n.release(ep)
