@@ -137,6 +137,7 @@ func rules(t *testing.T, e *enginetest.Engine, kind string) string {
 // Both kinds of firewall let the same through, and nothing else.
 func TestFirewalls(t *testing.T) {
 	t.Parallel()
+	enginetest.RequireIPTables(t)
 	for _, kind := range []string{"nftables", "iptables"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
@@ -280,6 +281,7 @@ func firewallSuite(t *testing.T, e *enginetest.Engine, kind string) {
 // An engine that may write no rules writes none; one that may write none for IPv6 none about it.
 func TestFirewallOff(t *testing.T) {
 	t.Parallel()
+	enginetest.RequireIPTables(t)
 	e := enginetest.Start(t, enginetest.WithArgs("--iptables=false"))
 	c := e.Client("docker")
 	both := func() string { return rules(t, e, "nftables") + rules(t, e, "iptables") }
@@ -316,6 +318,7 @@ func TestFirewallOff(t *testing.T) {
 // An engine that comes back with the other kind of firewall leaves nothing of the first.
 func TestFirewallSwitch(t *testing.T) {
 	t.Parallel()
+	enginetest.RequireIPTables(t)
 	e := enginetest.Start(t)
 	c := e.Client("docker")
 	c.Must("network", "create", "--ipv6", "net")
@@ -365,6 +368,7 @@ func TestDefaultAddress(t *testing.T) {
 // host's firewall has not opened is closed, and one that it opens is open.
 func TestRespectHostFirewall(t *testing.T) {
 	t.Parallel()
+	enginetest.RequireIPTables(t)
 	if r := enginetest.Start(t).Client("docker").Run("run", "--rm", "-p", "3000-4100:3000-4100", "-p", "7/sctp", img, "true"); r.Code != 0 {
 		t.Errorf("without it: %+v", r)
 	}

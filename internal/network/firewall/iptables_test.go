@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/enginetest"
 )
 
 func run(t *testing.T, args ...string) string {
@@ -21,9 +23,7 @@ func run(t *testing.T, args ...string) string {
 
 func TestIPTables(t *testing.T) {
 	alone(t)
-	if _, err := exec.LookPath("iptables-restore"); err != nil {
-		t.Fatal(err)
-	}
+	enginetest.RequireIPTables(t)
 	run(t, "iptables", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "ACCEPT")
 	run(t, "iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.0/24", "-o", "other", "-j", "MASQUERADE")
 	before := run(t, "iptables", "-S")
