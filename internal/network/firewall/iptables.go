@@ -167,11 +167,10 @@ func (i *iptables) write() error {
 	}
 	for _, v := range i.families() {
 		now, err := saved(v)
-		if err != nil {
-			return err
+		if err == nil {
+			err = i.all(v, now).run(v)
 		}
-		b := i.all(v, now)
-		if err := b.run(v); err != nil {
+		if err != nil && !i.spared(v) {
 			return err
 		}
 	}
@@ -182,6 +181,17 @@ func (i *iptables) write() error {
 	}
 	i.began = true
 	return nil
+}
+
+// spared reports whether a host may lack the tables of a family: those of IPv6, while no
+// network has it.
+func (i *iptables) spared(v int) bool {
+	for _, n := range i.nets {
+		if len(n.of(v)) > 0 {
+			return false
+		}
+	}
+	return v == 1
 }
 
 // all writes every rule of one family, where the tables hold now.
@@ -484,6 +494,9 @@ func (i *iptables) apply(v int, ports []Mapping, links []Link, add bool) error {
 func (i *iptables) whole() bool {
 	for _, v := range i.families() {
 		now, err := saved(v)
+		if err != nil && i.spared(v) {
+			continue
+		}
 		if err != nil {
 			return false
 		}
