@@ -81,6 +81,19 @@ func (p *plugins) hold(s *Service, b *Sandbox, ns int) (err error) {
 	return nil
 }
 
+// holdBy is hold for a container that ran on while the engine was away.
+func (p *plugins) holdBy(s *Service, b *Sandbox, pid int) {
+	if b.held != 0 || !p.on(s, b) {
+		return
+	}
+	ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		p.log.Warn("cannot hold a container's network namespace", "container", b.Container, "error", err)
+		return
+	}
+	b.held = ns
+}
+
 // letGo is the opposite of hold.
 func (b *Sandbox) letGo() {
 	if b.held != 0 {

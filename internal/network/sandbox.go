@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -330,20 +329,11 @@ func (s *Service) Keep(pid func(container string) int) {
 			continue
 		}
 		(publisher{s}).keepRelays(b)
-		if (b.Resolver == 0 || b.resolver != nil) && !s.plugins.on(s, b) {
+		s.plugins.holdBy(s, b, n)
+		if b.Resolver == 0 || b.resolver != nil {
 			continue
 		}
-		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			continue
-		}
-		if b.Resolver != 0 && b.resolver == nil {
-			(namer{s}).reopenNames(b, ns)
-		}
-		if err := s.plugins.hold(s, b, ns); err != nil {
-			s.o.Log.Warn("cannot hold a container's network namespace", "container", b.Container, "error", err)
-		}
-		_ = unix.Close(ns)
+		(namer{s}).reopenNames(b, n)
 	}
 }
 
@@ -702,6 +692,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
 		(namer{s}).serveNames(b)
+		(namer{s}).keepNames(b)
 	}
 	if err := s.keep(b); err != nil {
 		return err
