@@ -97,6 +97,11 @@ func (s Nets) attach(ctx context.Context, r *Record, into int, links []link) (in
 	return b.FD(), nil
 }
 
+// askedPorts are the ports that a container asks to have published.
+func askedPorts(r *Record) *netsvc.Ports {
+	return &netsvc.Ports{Asked: r.HostConfig.PortBindings, Exposed: r.Config.ExposedPorts, All: r.HostConfig.PublishAllPorts}
+}
+
 // withoutIPv6 reports whether a container turns IPv6 off for itself.
 func withoutIPv6(r *Record) bool {
 	return r.HostConfig.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1"
@@ -320,7 +325,7 @@ func (s Nets) Connect(ctx context.Context, ref string, req network.ConnectReques
 	}
 	if c.Status().Phase.Running() {
 		if err := s.change(ctx, c, &r, func(fd int) error {
-			return s.o.Networks.Connect(ctx, string(r.ID), r.Name, baseNames(&r), id, req.EndpointConfig, fd)
+			return s.o.Networks.Connect(ctx, string(r.ID), r.Name, baseNames(&r), id, req.EndpointConfig, askedPorts(&r), fd)
 		}); err != nil {
 			return err
 		}
@@ -369,7 +374,7 @@ func (s Nets) Disconnect(ctx context.Context, ref string, req network.Disconnect
 	}
 	r.Networks, r.Left = cfg, left
 	if c.Status().Phase.Running() {
-		if err := s.change(ctx, c, &r, func(fd int) error { return s.o.Networks.Disconnect(ctx, string(r.ID), id, fd) }); err != nil {
+		if err := s.change(ctx, c, &r, func(fd int) error { return s.o.Networks.Disconnect(ctx, string(r.ID), id, askedPorts(&r), fd) }); err != nil {
 			return err
 		}
 	}

@@ -19,7 +19,7 @@ import (
 // Whose address was somebody else's before tells the neighbours, who may remember that
 // one's hardware address: by gratuitous ARP and unsolicited neighbour advertisements,
 // some of them, for they may get lost. Most need not: a hardware address follows from the
-// IPv4 address, so the neighbours know the right one already.
+// IPv4 address, so where there is no other the neighbours know the right one already.
 
 const (
 	optAnnounce  = "com.docker.network.advertise_addr_nmsgs"
@@ -55,7 +55,7 @@ func (n *Network) readAnnounce() error {
 // announcements is how often an endpoint is told of, and with what pause.
 func (n *Network) announcements(e *Endpoint) (times int, pause time.Duration) {
 	v, asked := n.Options[optAnnounce]
-	if !asked && e.Addr4.IsValid() && slices.Equal(e.MAC, bridge.MAC(e.Addr4.Addr())) {
+	if !asked && e.Addr4.IsValid() && !e.Addr6.IsValid() && slices.Equal(e.MAC, bridge.MAC(e.Addr4.Addr())) {
 		return 0, 0
 	}
 	times, pause = announceTimes, announcePause

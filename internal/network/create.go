@@ -502,38 +502,24 @@ func (s *Service) defaultSubnet() (netip.Prefix, error) {
 	return p, s.o.DB.Update(state.Async, func(tx *state.Tx) error { return tx.Put(bucket, "default-subnet", p) })
 }
 
-// forward turns IP forwarding on, for IPv6 with the first network that has it. A host
-// that forwards for its containers is not to become everybody's router: what the engine
-// has turned on is for them only, and remembered until the host boots again.
+// forward turns IP forwarding on, for IPv6 with the first network that has it. That nothing
+// else is forwarded then is for the administrator to say: what a table of nftables drops,
+// no rule of another program can let through, so that other engines would be cut off.
 func (s publisher) forward(ipv6 bool) {
 	if !s.o.Config.Forward || s.o.Config.Bridge == "none" {
 		return
 	}
-	family, files := 0, []string{"/proc/sys/net/ipv4/ip_forward"}
+	files := []string{"/proc/sys/net/ipv4/ip_forward"}
 	if ipv6 {
-		family, files = 1, []string{"/proc/sys/net/ipv6/conf/default/forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"}
+		files = []string{"/proc/sys/net/ipv6/conf/default/forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"}
 	}
-	key := "forward" + strconv.Itoa(family)
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	for _, f := range files {
-		raw, err := os.ReadFile(f)
-		if err != nil || strings.TrimSpace(string(raw)) == "1" {
+		if raw, err := os.ReadFile(f); err != nil || strings.TrimSpace(string(raw)) == "1" {
 			continue
 		}
 		if err := os.WriteFile(f, []byte("1"), 0o644); err != nil {
 			s.o.Log.Warn("cannot turn IP forwarding on: containers reach no other hosts", "error", err)
-			continue
 		}
-		_ = s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, key, string(boot)) })
-	}
-	var ours string
-	_, _ = s.o.DB.Get(bucket, key, &ours)
-	s.mu.Lock()
-	s.policy.Drop[family] = ours == string(boot) && !s.o.Config.NoDrop
-	p := s.policy
-	s.mu.Unlock()
-	if s.fw != nil {
-		s.fw.SetPolicy(p)
 	}
 }
 
@@ -571,7 +557,6 @@ func (s publisher) switchRules(nets []firewall.Network) error {
 		return err
 	}
 	old := s.o.Config.firewall(was)
-	old.SetPolicy(s.policy)
 	if err := old.Clean(nets); err != nil {
 		s.o.Log.Warn("cannot remove the rules of the firewall that was used before", "error", err)
 	}

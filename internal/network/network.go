@@ -67,7 +67,6 @@ type Config struct {
 	AllowDirect bool   // published ports answer at the containers' own addresses, too
 	Mark        uint32 // packets with this mark, as far as MarkMask tells, pass to all containers; no mask: none do
 	MarkMask    uint32
-	NoDrop      bool                         // others' packets are forwarded also where the engine turned forwarding on
 	Relay       bool                         // ports that the kernel cannot send on are passed on by a program
 	Defaults    map[string]map[string]string // options of new networks, by driver
 	Forward     bool                         // turn forwarding on
@@ -158,7 +157,6 @@ type Service struct {
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
 	outlives  atomic.Pointer[outliver]
-	policy    firewall.Policy
 	announcer announcer
 }
 
@@ -292,13 +290,12 @@ func (s *Service) load() error {
 		lack = err
 	}
 	s.loadSandboxes()
-	s.policy = firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask}
 	publisher{s}.forward(false)
 	if slices.ContainsFunc(s.all(), func(n *Network) bool { return n.EnableIPv6 && n.Driver == "bridge" }) {
 		publisher{s}.forward(true)
 	}
 	if s.fw != nil {
-		s.fw.SetPolicy(s.policy)
+		s.fw.SetPolicy(firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask})
 	}
 	if err := (publisher{s}).restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)

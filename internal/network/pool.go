@@ -224,7 +224,7 @@ func (m *maker) round() (made, failed bool) {
 			continue
 		}
 		m.calm(len(p.ch) < int(p.target.Load())/4)
-		r, err := m.s.prepare(n)
+		r, err := m.prepare(n)
 		if err != nil {
 			m.s.o.Log.Debug("cannot prepare a network namespace", "network", n.Name, "error", err)
 			failed = true
@@ -276,7 +276,8 @@ func (m *maker) shrink() {
 }
 
 // prepare makes a namespace with an interface on n.
-func (s *Service) prepare(n *Network) (*ready, error) {
+func (m *maker) prepare(n *Network) (*ready, error) {
+	s := m.s
 	fd, err := linux.NewNetNS()
 	if err != nil {
 		return nil, err

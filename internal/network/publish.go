@@ -48,15 +48,15 @@ func (s publisher) gates(b *Sandbox, at int) (g4, g6 gate, ok bool) {
 // wanted reads the bindings of a container, in a stable order.
 func (s publisher) wanted(a *Attachment, g4, g6 gate) ([]want, error) {
 	var out []want
-	asked := 0
+	number := 0
 	have4, have6 := g4.ep.Addr4.IsValid(), g6.ep.Addr6.IsValid()
 	routed4, routed6 := have4 && g4.n.Mode4 == modeRouted, have6 && g6.n.Mode6 == modeRouted
 	n := g4.n
 	// What comes by IPv6 is passed on to a container that has only IPv4.
 	have6 = have6 || have4 && s.o.Config.Relay
-	add := func(p network.Port, b network.PortBinding) error {
-		asked++
-		w := want{proto: protocols[p.Proto()], port: p.Num(), of: asked}
+	add := func(p network.Port, b *network.PortBinding) error {
+		number++
+		w := want{proto: protocols[p.Proto()], port: p.Num(), of: number}
 		if b.HostPort != "" {
 			lo, hi, isRange := strings.Cut(b.HostPort, "-")
 			first, err := strconv.ParseUint(lo, 10, 16)
@@ -93,31 +93,34 @@ func (s publisher) wanted(a *Attachment, g4, g6 gate) ([]want, error) {
 		}
 		return nil
 	}
-	keys := make([]network.Port, 0, len(a.Ports))
-	for p := range a.Ports {
-		keys = append(keys, p)
+	// There may be tens of thousands: they are sorted by number.
+	type asked struct {
+		key  uint32 // protocol and port
+		port network.Port
+		list []network.PortBinding
+	}
+	keys := make([]asked, 0, len(a.Ports))
+	put := func(p network.Port, list []network.PortBinding) {
+		if len(list) == 0 {
+			list = []network.PortBinding{{}}
+		}
+		keys = append(keys, asked{uint32(protocols[p.Proto()])<<16 | uint32(p.Num()), p, list})
+	}
+	for p, list := range a.Ports {
+		put(p, list)
 	}
 	if a.PublishAll {
 		for p := range a.Exposed {
 			if _, own := a.Ports[p]; !own {
-				keys = append(keys, p)
+				put(p, nil)
 			}
 		}
 	}
-	slices.SortFunc(keys, func(x, y network.Port) int {
-		if x.Proto() != y.Proto() {
-			return strings.Compare(string(x.Proto()), string(y.Proto()))
-		}
-		return int(x.Num()) - int(y.Num())
-	})
+	slices.SortFunc(keys, func(x, y asked) int { return int(x.key) - int(y.key) })
 	out = make([]want, 0, 2*len(keys))
-	for _, p := range keys {
-		list := a.Ports[p]
-		if len(list) == 0 {
-			list = []network.PortBinding{{}}
-		}
-		for _, b := range list {
-			if err := add(p, b); err != nil {
+	for i := range keys {
+		for j := range keys[i].list {
+			if err := add(keys[i].port, &keys[i].list[j]); err != nil {
 				return nil, err
 			}
 		}

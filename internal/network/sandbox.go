@@ -70,7 +70,6 @@ type Sandbox struct {
 	Endpoints []*Endpoint
 	Bindings  []Binding
 	Links     []firewall.Link // what the firewall lets through for it
-	Ports     *Ports          `json:",omitempty"` // what it asks to have published, nil for nothing
 	Through   int             // index of the endpoint that ports are published by
 	Through6  int             `json:",omitempty"` // the same for IPv6
 	DNS       []string        // resolvers of its own
@@ -90,13 +89,9 @@ type Ports struct {
 	All     bool // what is exposed, too
 }
 
-// attachment is as much of a sandbox's request as its ports depend on.
-func (b *Sandbox) attachment() *Attachment {
-	a := &Attachment{Container: b.Container}
-	if p := b.Ports; p != nil {
-		a.Ports, a.Exposed, a.PublishAll = p.Asked, p.Exposed, p.All
-	}
-	return a
+// attachment is as much of a container's request as its ports depend on.
+func (p *Ports) attachment(container string) *Attachment {
+	return &Attachment{Container: container, Ports: p.Asked, Exposed: p.Exposed, PublishAll: p.All}
 }
 
 // FD is the descriptor of the sandbox's namespace, once: the caller closes it.
@@ -162,7 +157,6 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		return nil, err
 	}
 	u.Add(func() { (publisher{s}).withdraw(b) })
-	b.Ports = a.publishes()
 	if b.Links = (publisher{s}).opened(b, a.Links); len(b.Links) > 0 {
 		if err := (publisher{s}).open(b.Links); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -623,7 +617,7 @@ func (s *Service) HostAddresses() []netip.Addr {
 }
 
 // Connect gives a running container one more interface. ns is its namespace.
-func (s *Service) Connect(_ context.Context, container, name string, names []string, ref string, e *network.EndpointSettings, ns int) error {
+func (s *Service) Connect(_ context.Context, container, name string, names []string, ref string, e *network.EndpointSettings, p *Ports, ns int) error {
 	n, err := s.find(ref)
 	if err != nil {
 		return err
@@ -659,7 +653,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	if v := driverOpt(e, optIfName); used[v] {
 		return errs.New(errs.Conflict, "failed to set up container networking: error renaming interface %q: file exists", v)
 	}
-	ep, err := s.join(n, ns, ifname, e, families{!led.v4, !led.v6}, joins{name, b.Ports, old != nil && old.NoIPv6})
+	ep, err := s.join(n, ns, ifname, e, families{!led.v4, !led.v6}, joins{name, p, old != nil && old.NoIPv6})
 	if err != nil {
 		return err
 	}
@@ -671,8 +665,8 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	if has := n.gatewaysOf(ep); first && (led.v4 && has.v4 || led.v6 && has.v6) {
 		_ = bridge.Gateways(ns, n.iface(ep, led))
 	}
-	if b.Ports != nil && len(b.Bindings) == 0 {
-		if err := (publisher{s}).expose(b, b.attachment(), len(b.Endpoints)-1); err != nil {
+	if len(b.Bindings) == 0 {
+		if err := (publisher{s}).expose(b, p.attachment(container), len(b.Endpoints)-1); err != nil {
 			_ = s.plugins.of(n.Driver).leave(n, ns, ep)
 			n.release(ep)
 			return err
@@ -704,7 +698,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 
 // Disconnect takes an interface from a running container. When it was the one
 // of the default route, another takes its place.
-func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) error {
+func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports, ns int) error {
 	n, err := s.find(ref)
 	if err != nil {
 		return err
@@ -753,12 +747,12 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, ns int) e
 		now := families{has.v4 && !led.v4, has.v6 && !led.v6}
 		if now.v4 || now.v6 {
 			_ = bridge.Gateways(ns, on.iface(e, now))
-			s.plugins.way(s, on, e, b.Ports)
+			s.plugins.way(s, on, e, p)
 		}
 		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}
-	if b.Ports != nil && len(b.Bindings) == 0 {
-		if err := (publisher{s}).expose(b, b.attachment(), 0); err != nil {
+	if len(b.Bindings) == 0 {
+		if err := (publisher{s}).expose(b, p.attachment(container), 0); err != nil {
 			s.o.Log.Warn("published ports are not taken over by another network", "container", container, "error", err)
 		}
 	} else if err := (publisher{s}).rearrange(was, (publisher{s}).mappings(b)); err != nil {

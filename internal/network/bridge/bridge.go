@@ -259,6 +259,9 @@ func Configure(ns int, in *Interface) error {
 	if slices.ContainsFunc(in.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		set = append([][2]string{{"net/ipv6/conf/" + in.Name + "/accept_dad", "0"}, {"net/ipv6/conf/" + in.Name + "/accept_ra", "0"}, {"net/ipv6/conf/" + in.Name + "/disable_ipv6", "0"}}, set...)
 	}
+	if in.Isolated && len(set) > 0 { // the host routes between neighbours, and there is no shorter way
+		set = append(set, [2]string{"net/ipv6/conf/" + in.Name + "/accept_redirects", "0"})
+	}
 	if len(set) > 0 {
 		if err := settings(ns, set); err != nil {
 			return err

@@ -103,11 +103,6 @@ func (f *nft) has(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
 }
 
-// lacks tells that the value of register 1 is not in a set.
-func (f *nft) lacks(set string) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID, Invert: true}}
-}
-
 // marked: the packet has a mark, as far as the mask tells.
 func marked(mark, mask uint32) []expr.Any {
 	return []expr.Any{

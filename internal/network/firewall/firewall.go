@@ -433,7 +433,7 @@ func (f *nft) rules(c *nftables.Conn, names []string) {
 	if f.pol.Mask != 0 {
 		rule("forward", out, f.has("nets"), marked(f.pol.Mark, f.pol.Mask), accept)
 	}
-	for i, v := range []int{4, 6} {
+	for _, v := range []int{4, 6} {
 		suffix := fmt.Sprint(v)
 		icmp := []byte{unix.IPPROTO_ICMP}
 		if v == 6 {
@@ -446,9 +446,6 @@ func (f *nft) rules(c *nftables.Conn, names []string) {
 		} else {
 			rule("forward", out, f.has("routed"+suffix), family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
 			rule("forward", pairKey, f.has("trusted"), family(v), addrPortKey(v), f.hasAt("open"+suffix), accept)
-		}
-		if f.pol.Drop[i] {
-			rule("forward", in, f.lacks("nets"), family(v), drop)
 		}
 	}
 	rule("forward", out, f.has("nets"), drop)

@@ -237,9 +237,6 @@ func (i *iptables) all(v int, now map[string]*table) *batch {
 		once("nat", r)
 	}
 
-	if i.pol.Drop[v] {
-		b.add("filter", ":FORWARD DROP [0:0]")
-	}
 	if !now["filter"].chains[userChain] {
 		b.add("filter", ":%s - [0:0]", userChain)
 	}
@@ -550,9 +547,6 @@ func (i *iptables) clean() error {
 					b.add(t, "-X %s", c)
 				}
 			}
-		}
-		if i.pol.Drop[v] {
-			b.add("filter", ":FORWARD ACCEPT [0:0]")
 		}
 		if err := b.run(v); err != nil {
 			return err

@@ -28,7 +28,7 @@ func TestIPTables(t *testing.T) {
 	run(t, "iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.0/24", "-o", "other", "-j", "MASQUERADE")
 	before := run(t, "iptables", "-S")
 	f := NewIPTables()
-	f.SetPolicy(Policy{Mark: 1, Mask: 255, Drop: [2]bool{true, false}})
+	f.SetPolicy(Policy{Mark: 1, Mask: 255})
 	n := Network{Bridge: "br9", Subnets: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24"), netip.MustParsePrefix("fd09::/64")}, ICC: true, Masquerade: true}
 	m := Mapping{Proto: unix.IPPROTO_TCP, Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: netip.MustParseAddrPort("10.9.0.2:80")}
 	if err := f.Restore([]Network{n}, []Mapping{m}, nil); err != nil {
@@ -57,7 +57,7 @@ func TestIPTables(t *testing.T) {
 	}
 	filter, nat := run(t, "iptables", "-S"), run(t, "iptables", "-t", "nat", "-S")
 	for _, want := range []string{
-		"-P FORWARD DROP", "-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\n-A FORWARD -s 192.0.2.1/32 -j ACCEPT", "-A DOCKER-USER -s 192.0.2.9/32 -j DROP",
+		"-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\n-A FORWARD -s 192.0.2.1/32 -j ACCEPT", "-A DOCKER-USER -s 192.0.2.9/32 -j DROP",
 		"-A DOCKER -d 10.9.0.2/32 ! -i br9 -o br9 -p tcp -m tcp --dport 80 -m conntrack --ctstate DNAT -j ACCEPT", "-A DOCKER -o br9 -m mark --mark 0x1/0xff -j ACCEPT",
 		"-A DOCKER -d 10.7.0.2/32 -o br7 -p tcp -m tcp --dport 80:81 -j ACCEPT", "-A DOCKER -s 10.8.0.2/32 -d 10.8.0.3/32 -i br8 -o br8 -p tcp -m tcp --dport 5432 -j ACCEPT",
 		"-A DOCKER-INTERNAL -i br8 ! -o br8 -j DROP",
@@ -97,7 +97,7 @@ func TestIPTables(t *testing.T) {
 	if err := f.Withdraw(more); err != nil { // they are not there
 		t.Fatal(err)
 	}
-	if got := run(t, "iptables", "-S", "FORWARD"); !strings.HasPrefix(got, "-P FORWARD DROP\n-A FORWARD -s 192.0.2.2/32 -j DROP\n-A FORWARD -j DOCKER-USER") {
+	if got := run(t, "iptables", "-S", "FORWARD"); !strings.HasPrefix(got, "-P FORWARD ACCEPT\n-A FORWARD -s 192.0.2.2/32 -j DROP\n-A FORWARD -j DOCKER-USER") {
 		t.Errorf("FORWARD: %s", got)
 	}
 	run(t, "iptables", "-D", "FORWARD", "-s", "192.0.2.2", "-j", "DROP")
@@ -137,7 +137,6 @@ func TestIPTables(t *testing.T) {
 	whole("after a thousand", false)
 
 	old := NewIPTables() // another engine's process, which knows the networks only
-	old.SetPolicy(f.pol)
 	if err := old.Clean([]Network{n, {Bridge: "br8", Subnets: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -33,9 +33,8 @@ func (n Network) source(v6 bool) netip.Addr {
 
 // Policy is what holds for all networks.
 type Policy struct {
-	Direct     bool    // Direct ports are reached by every interface
-	Mark, Mask uint32  // packets that have this mark, as far as Mask tells, reach every container; without a mask none do
-	Drop       [2]bool // IPv4, IPv6: packets between others are not forwarded
+	Direct     bool   // Direct ports are reached by every interface
+	Mark, Mask uint32 // packets that have this mark, as far as Mask tells, reach every container; without a mask none do
 }
 
 // Mapping is one published port, or a run of Count ports that keep their
