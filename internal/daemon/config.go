@@ -147,6 +147,7 @@ type NetworkConfig struct {
 	AllowDirect       bool
 	AcceptFwMark      string // mark, or mark/mask
 	FirewallBackend   string
+	HostRules         bool // published ports are subject to the host's rules for input
 	DNS               []netip.Addr
 	DNSOptions        []string
 	DNSSearch         []string

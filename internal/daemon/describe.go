@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"os"
@@ -42,10 +43,10 @@ func SystemConfig(c *Config, id string) system.Config {
 		InitBinary:     "berth-init",
 		SeccompProfile: c.Default.SeccompProfile, NoNewPrivileges: c.Default.NoNewPrivs,
 		UserNS:      c.UsernsRemap != "",
-		Plugins:     apisystem.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Authorization: c.AuthPlugins, Log: drivers.Names()},
+		Plugins:     apisystem.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, Authorization: c.AuthPlugins, Log: drivers.Names()},
 		Registry:    registryInfo(&c.Image),
 		CDISpecDirs: c.CDISpecDirs,
-		Firewall:    &apisystem.FirewallInfo{Driver: "nftables"},
+		Firewall:    &apisystem.FirewallInfo{Driver: cmp.Or(c.Network.FirewallBackend, "nftables")},
 		Proxy:       system.Proxy{HTTP: proxy(c.Proxy.HTTP, "HTTP_PROXY"), HTTPS: proxy(c.Proxy.HTTPS, "HTTPS_PROXY"), No: proxy(c.Proxy.No, "NO_PROXY")},
 	}
 	if c.Default.InitPath != "" {

@@ -122,6 +122,7 @@ func options(c *Config) []option {
 		{name: "oom-score-adjust", value: integer(&c.OOMScoreAdjust), usage: "Set the oom_score_adj for the daemon"},
 		{name: "pidfile", short: "p", value: text(&c.PidFile), usage: "Path to use for daemon PID file"},
 		{name: "registry-mirror", key: "registry-mirrors", value: texts(&c.Image.Mirrors, checkMirror), usage: "Preferred registry mirror", reload: true},
+		{name: "respect-host-firewall", value: boolean(&net.HostRules), usage: "Let the host's own firewall rules for input decide who reaches published ports"},
 		{name: "rootless", value: boolean(&c.Rootless), usage: "Enable rootless mode; typically used with RootlessKit"},
 		{name: "seccomp-profile", value: text(&def.SeccompProfile), usage: `Path to seccomp profile. Set to "unconfined" to disable the default seccomp profile`},
 		{name: "selinux-enabled", value: boolean(&c.SELinux), usage: "Enable selinux support"},

@@ -249,8 +249,10 @@ func (c *Config) check() error {
 		return fmt.Errorf("default shm size must be greater than 0")
 	case c.Network.Bridge != "" && c.Network.BridgeIP != "":
 		return errors.New("failed to start daemon: You specified -b & --bip, mutually exclusive options. Please specify only one") //nolint:staticcheck // dockerd's words
+	case c.Network.HostRules && !c.Network.UserlandProxy:
+		return errors.New("respect-host-firewall needs the userland proxy: published ports are relayed then")
 	case c.Network.FirewallBackend != "" && c.Network.FirewallBackend != "iptables" && c.Network.FirewallBackend != "nftables":
-		return fmt.Errorf("unknown firewall-backend %q", c.Network.FirewallBackend)
+		return errors.New(`invalid firewall-backend: allowed values are "iptables" and "nftables"`)
 	}
 	if _, _, err := c.Network.fwMark(); err != nil {
 		return fmt.Errorf("invalid bridge-accept-fwmark: %w", err)

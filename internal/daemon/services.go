@@ -315,6 +315,7 @@ func networkConfig(c *Config) enginenetwork.Config {
 	out := enginenetwork.Config{
 		Bridge: n.Bridge, BridgeIP: prefix(n.BridgeIP), BridgeIP6: prefix(n.BridgeIP6), FixedCIDR: prefix(n.FixedCIDR), FixedCIDR6: prefix(n.FixedCIDR6),
 		Gateway: n.Gateway, Gateway6: n.Gateway6, DefaultIP: n.IP, MTU: n.MTU, ICC: n.ICC, Masquerade: n.IPMasq, Forward: n.IPForward, Firewall: n.IPTables, IPv6: n.IPv6,
+		IPTables: n.FirewallBackend == "iptables", NoIPv6Rules: !n.IP6Tables, HostRules: n.HostRules,
 		HostGateway: n.HostGatewayIPs, Table: engineName(c), AllowDirect: n.AllowDirect, Relay: n.UserlandProxy, Defaults: n.DefaultNetworkOpt,
 	}
 	if c.Program == "dockerd" { // what is written for that one looks for its bridge

@@ -188,6 +188,9 @@ func (e *Engine) Inside(f func() error) error {
 // SetBin changes where the next daemon's programs are.
 func (e *Engine) SetBin(dir string) { e.Bin = dir }
 
+// SetArgs changes the flags of the next daemon.
+func (e *Engine) SetArgs(args ...string) { e.args = args }
+
 // DaemonPID is the process id of berthd.
 func (e *Engine) DaemonPID() int { return e.daemon.Process.Pid }
 

@@ -20,6 +20,7 @@ const (
 	NeedsNoSystemd = "needs a host without systemd"
 	NeedsOverlay   = "needs overlayfs"
 	NeedsNoBridges = "needs a kernel without bridges (VM_WITHOUT=bridge scripts/test-vm has it)"
+	NeedsIPTables  = "needs iptables and nft (scripts/install-test-deps)"
 	NeedsDebian    = "needs debootstrap (scripts/install-test-deps)"
 	LongRun        = "runs under make stress only"
 	ShortRun       = "left out by go test -short"
@@ -28,7 +29,7 @@ const (
 // reviewed says which reasons hold under make test, where the machine is known:
 // there the others are failures.
 var reviewed = map[string]bool{
-	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false, NeedsDebian: false,
+	NeedsRoot: false, NeedsDocker: false, NeedsOverlay: false, NeedsIPTables: false, NeedsDebian: false,
 	NeedsCgroupV2: true, NeedsCgroupV1: true, NeedsUnified: true, NeedsAMD64: true, NeedsSystemd: true, NeedsNoSystemd: true, NeedsNoBridges: true, LongRun: true, ShortRun: true,
 }
 
@@ -50,6 +51,16 @@ func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		Skip(t, NeedsRoot)
+	}
+}
+
+// RequireIPTables skips where the programs that show and set rules are not there.
+func RequireIPTables(t testing.TB) {
+	t.Helper()
+	for _, p := range []string{"iptables", "ip6tables", "nft"} {
+		if _, err := exec.LookPath(p); err != nil {
+			Skip(t, NeedsIPTables)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -76,13 +77,14 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	if r.ConfigFrom != nil {
 		n.ConfigFrom = *r.ConfigFrom
 	}
-	drv := drivers[n.Driver]
-	switch {
-	case n.Driver == "host" || n.Driver == "null":
+	switch n.Driver {
+	case "host", "null":
 		return "", "", errs.New(errs.Forbidden, "only one instance of %q network is allowed", n.Driver)
-	case drv == nil:
-		return "", "", errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", n.Driver)
+	case "overlay":
+		return "", "", errs.New(errs.Forbidden, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 	}
+	n.fresh = true
+	drv := s.plugins.of(n.Driver)
 	if s.fault != nil && n.Driver == "bridge" {
 		return "", "", errs.Wrap(errs.Internal, s.fault, "cannot create the network "+n.Name)
 	}
@@ -120,22 +122,18 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	}
 	n.IPAM.Driver = "default"
 	if r.IPAM != nil {
-		if d := r.IPAM.Driver; d != "" && d != "default" {
-			return "", "", errs.New(errs.NotFound, "could not find IPAM driver %s: plugin not found", d)
-		}
+		n.IPAM.Driver = cmp.Or(r.IPAM.Driver, "default")
 		n.IPAM.Options, n.IPAM.Config = r.IPAM.Options, slices.Clone(r.IPAM.Config)
 	}
+	n.other = s.plugins.addressing(s, n.IPAM.Driver)
 	if err := s.allocate(n); err != nil {
 		return "", "", err
 	}
-	undo := func() {
-		for _, c := range n.IPAM.Config {
-			s.space.Release(c.Subnet)
-		}
-	}
 	if err := s.bringUp(n); err != nil {
-		undo()
 		s.takeDown(n)
+		if _, ok := drv.(pluginDriver); ok {
+			return "", "", err
+		}
 		return "", "", errs.Wrap(errs.Internal, advised(err), "cannot create the network "+n.Name)
 	}
 	if n.EnableIPv6 && n.Driver == "bridge" {
@@ -144,7 +142,6 @@ func (s *Service) Create(_ context.Context, r network.CreateRequest) (id string,
 	s.mu.Lock()
 	if _, again := s.byName[n.Name]; again {
 		s.mu.Unlock()
-		undo()
 		s.takeDown(n)
 		return "", "", errs.New(errs.Conflict, "network with name %s already exists", n.Name)
 	}
@@ -221,6 +218,9 @@ func (n *Network) readMTU() error {
 // allocate completes the address configuration: subnets that are not given are chosen,
 // gateways are the first address.
 func (s *Service) allocate(n *Network) (err error) {
+	if n.other != nil {
+		return n.other.allocate(n)
+	}
 	var taken []netip.Prefix
 	defer func() {
 		if err != nil {
@@ -315,7 +315,7 @@ func (s *Service) allocate(n *Network) (err error) {
 		return x.Subnet.Addr().BitLen() - y.Subnet.Addr().BitLen()
 	})
 	for i := range n.IPAM.Config {
-		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") && n.onBridge(c.Subnet.Addr()) {
+		if c := &n.IPAM.Config[i]; !c.Gateway.IsValid() && c.Subnet.IsValid() && !(n.Internal && n.Driver != "bridge") && n.onBridge(c.Subnet.Addr()) && !n.bare[family(c.Subnet)] {
 			c.Gateway = c.Subnet.Addr()
 			if c.Subnet.Bits() < c.Gateway.BitLen()-1 {
 				c.Gateway = c.Gateway.Next()
@@ -339,6 +339,9 @@ func uniqueLocal(id string) netip.Prefix {
 // open makes the network's addresses ready to be handed out.
 func (n *Network) open() {
 	n.subnets = nil
+	if n.other != nil {
+		return
+	}
 	for _, c := range n.IPAM.Config {
 		sub := ipam.NewSubnet(c.Subnet, c.IPRange)
 		if c.Gateway.IsValid() {
@@ -375,12 +378,8 @@ func (n *Network) rules() firewall.Network {
 
 // bringUp makes what a network has on the host. It is run at boot too.
 func (s *Service) bringUp(n *Network) error {
-	d := drivers[n.Driver]
-	if d == nil {
-		return errs.New(errs.NotFound, "there is no driver %s", n.Driver)
-	}
 	n.open()
-	return d.up(s, n)
+	return s.plugins.of(n.Driver).up(s, n)
 }
 
 // takeDown removes what a network has on the host.
@@ -391,11 +390,13 @@ func (s *Service) takeDown(n *Network) {
 	if n.pool != nil {
 		n.pool.drain(n)
 	}
+	s.plugins.of(n.Driver).down(s, n)
+	if n.other != nil {
+		n.other.free(n)
+		return
+	}
 	for _, c := range n.IPAM.Config {
 		s.space.Release(c.Subnet)
-	}
-	if d := drivers[n.Driver]; d != nil {
-		d.down(s, n)
 	}
 }
 
@@ -523,7 +524,7 @@ func (s publisher) forward(ipv6 bool) {
 }
 
 // restoreRules writes the firewall's whole table.
-func (s *Service) restoreRules() error {
+func (s publisher) restoreRules() error {
 	if s.fw == nil {
 		return nil
 	}
@@ -539,8 +540,25 @@ func (s *Service) restoreRules() error {
 	all := slices.Collect(maps.Values(s.sandboxes))
 	s.mu.RUnlock()
 	for _, b := range all {
-		ports = append(ports, (publisher{s}).mappings(b)...)
+		ports = append(ports, s.mappings(b)...)
 		links = append(links, b.Links...)
 	}
+	if err := s.switchRules(nets); err != nil {
+		return err
+	}
 	return s.fw.Restore(nets, ports, links)
+}
+
+// switchRules removes the rules of the other kind, where the last engine kept its rules so.
+func (s publisher) switchRules(nets []firewall.Network) error {
+	const key = "iptables"
+	was := false
+	if _, err := s.o.DB.Get(bucket, key, &was); err != nil || was == s.o.Config.IPTables {
+		return err
+	}
+	old := s.o.Config.firewall(was)
+	if err := old.Clean(nets); err != nil {
+		s.o.Log.Warn("cannot remove the rules of the firewall that was used before", "error", err)
+	}
+	return s.o.DB.Update(state.Soon, func(tx *state.Tx) error { return tx.Put(bucket, key, s.o.Config.IPTables) })
 }

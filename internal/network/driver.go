@@ -18,8 +18,57 @@ type driver interface {
 	up(s *Service, n *Network) error
 	// down removes it.
 	down(s *Service, n *Network)
-	// join makes an interface on the network in a namespace.
-	join(n *Network, ns int, in *bridge.Interface) error
+	// join makes an interface on the network in a namespace, and completes the endpoint.
+	join(n *Network, j *joining) error
+	// leave takes the interface out of a namespace that lives on.
+	leave(n *Network, ns int, ep *Endpoint) error
+}
+
+// joining is one interface on its way into a namespace.
+type joining struct {
+	ns      int
+	ep      *Endpoint
+	gw      families    // the default route is by this one
+	ports   *Ports      // what the container asks to have published, nil for nothing
+	sysctls [][2]string // see bridge.Interface
+}
+
+// joins is the container that an interface is for.
+type joins struct {
+	name  string
+	ports *Ports // what it asks to have published, nil for nothing
+	no6   bool   // it has no IPv6
+}
+
+// publishes is what a container asks to have published, nil for nothing.
+func (a *Attachment) publishes() *Ports {
+	if len(a.Ports) == 0 && !a.PublishAll {
+		return nil
+	}
+	return &Ports{Asked: a.Ports, Exposed: a.Exposed, All: a.PublishAll}
+}
+
+// hardware gives an endpoint a hardware address, where it is the engine that chooses it.
+func (n *Network) hardware(ep *Endpoint) {
+	if len(ep.MAC) == 0 && drivers[n.Driver] != nil {
+		if ep.Addr4.IsValid() {
+			ep.MAC = bridge.MAC(ep.Addr4.Addr())
+		} else {
+			ep.MAC = bridge.RandomMAC()
+		}
+	}
+}
+
+// of is the driver of that name, nil for networks of which there is only one. What
+// is not built in may be a plugin, which is looked for when it is needed.
+func (p *plugins) of(name string) driver {
+	if d := drivers[name]; d != nil {
+		return d
+	}
+	if name == "host" || name == "null" {
+		return nil
+	}
+	return p.driver(name)
 }
 
 // drivers are those whose networks users can make.
@@ -37,7 +86,9 @@ func (bridgeDriver) up(s *Service, n *Network) error {
 		return err
 	}
 	n.index = index
-	n.pool = newPool()
+	if n.other == nil { // a plugin is not asked for addresses that nobody may want
+		n.pool = newPool()
+	}
 	return nil
 }
 
@@ -52,8 +103,18 @@ func (bridgeDriver) down(s *Service, n *Network) {
 	}
 }
 
-func (bridgeDriver) join(n *Network, ns int, in *bridge.Interface) error {
-	return bridge.Join(n.index, ns, in)
+func (bridgeDriver) join(n *Network, j *joining) error {
+	in := n.iface(j.ep, j.gw)
+	in.Sysctls = j.sysctls
+	if err := bridge.Join(n.index, j.ns, in); err != nil {
+		return err
+	}
+	j.ep.Host, j.ep.MAC = in.Host, in.MAC
+	return nil
+}
+
+func (bridgeDriver) leave(_ *Network, ns int, ep *Endpoint) error {
+	return bridge.Leave(ns, ep.Interface)
 }
 
 // vlanDriver puts containers onto an interface of the host.
@@ -124,8 +185,13 @@ func (d vlanDriver) down(s *Service, n *Network) {
 	}
 }
 
-func (d vlanDriver) join(n *Network, ns int, in *bridge.Interface) error {
-	k := d.kind(n)
+func (d vlanDriver) leave(_ *Network, ns int, ep *Endpoint) error {
+	return bridge.Leave(ns, ep.Interface)
+}
+
+func (d vlanDriver) join(n *Network, j *joining) error {
+	k, in := d.kind(n), n.iface(j.ep, j.gw)
+	in.Sysctls = j.sysctls
 	if k.Routed() {
 		in.Gateways = nil
 		for _, a := range in.Addrs {
@@ -139,7 +205,11 @@ func (d vlanDriver) join(n *Network, ns int, in *bridge.Interface) error {
 	if d.ip {
 		in.MAC = net.HardwareAddr{}
 	}
-	return vlan.Join(n.index, ns, k, in)
+	if err := vlan.Join(n.index, j.ns, k, in); err != nil {
+		return err
+	}
+	j.ep.Host, j.ep.MAC = in.Host, in.MAC
+	return nil
 }
 
 // conflict refuses a network that another one leaves no room for on the host.

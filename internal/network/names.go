@@ -20,7 +20,7 @@ const ResolverAddress = dns.Address
 // named reports whether containers find each other by name on a network: on
 // all but the default bridge, as in Docker.
 func (n *Network) named() bool {
-	return drivers[n.Driver] != nil && container.NetworkMode(n.Name).IsUserDefined()
+	return n.Driver != "host" && n.Driver != "null" && container.NetworkMode(n.Name).IsUserDefined()
 }
 
 // index is the names of each network's containers, by network and name. mu is held.

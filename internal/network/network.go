@@ -46,6 +46,7 @@ import (
 	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/firewall"
 	"berth.dev/berth/internal/network/ipam"
+	"berth.dev/berth/internal/plugin"
 	"berth.dev/berth/internal/state"
 )
 
@@ -73,7 +74,22 @@ type Config struct {
 	IPv6        bool                         // on the default bridge
 	Pools       []ipam.Pool
 	Table       string // of the firewall
+	IPTables    bool   // rules are kept by the programs of iptables, not in the table
+	NoIPv6Rules bool   // rules are about IPv4 only
+	HostRules   bool   // the host's own rules decide who reaches published ports: nothing is translated, all is relayed
 	HostGateway []netip.Addr
+}
+
+// firewall is the rules that the configuration asks for, kept by iptables or in the table.
+func (c *Config) firewall(iptables bool) *firewall.Firewall {
+	f := firewall.New(c.Table)
+	if iptables {
+		f = firewall.NewIPTables()
+	}
+	if c.NoIPv6Rules {
+		f.WithoutIPv6()
+	}
+	return f
 }
 
 // Options are what the service is built from.
@@ -82,6 +98,9 @@ type Options struct {
 	Log    *slog.Logger
 	Config Config
 	Event  func(action events.Action, id string, attributes map[string]string) // may be nil
+	// Plugins are where plugins of networks and addresses are looked for; the zero value
+	// is where they are installed.
+	Plugins plugin.Dirs
 }
 
 // Network is one network. It persists in the bucket "network".
@@ -103,8 +122,14 @@ type Network struct {
 	Parent    string `json:"parent,omitempty"`     // the host's interface that macvlan and ipvlan stand on
 	OwnParent bool   `json:"own-parent,omitempty"` // the engine made it
 
-	fault   error // why it cannot be used
-	index   int   // of the bridge or the parent
+	PoolIDs []string `json:"pool-ids,omitempty"` // of an IPAM plugin, for each of IPAM.Config
+	Space   string   `json:"space,omitempty"`    // its address space
+
+	fresh   bool       // it is being made, not read at boot
+	bare    [2]bool    // no gateway is wanted for IPv4, IPv6
+	other   addressing // who hands out its addresses; nil for the engine itself
+	fault   error      // why it cannot be used
+	index   int        // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }
@@ -120,6 +145,7 @@ type Service struct {
 	space   *ipam.Space
 	makes   *maker
 	unwatch func() // ends the firewall's watch
+	plugins plugins
 
 	askedPools bool // the pools are the administrator's choice
 
@@ -149,15 +175,19 @@ func Open(o Options) (*Service, error) {
 	if o.Config.Table == "" {
 		o.Config.Table = "berth"
 	}
+	if o.Plugins.Sockets == nil && o.Plugins.Specs == nil {
+		o.Plugins = plugin.DefaultDirs()
+	}
 	if o.Event == nil {
 		o.Event = func(events.Action, string, map[string]string) {}
 	}
 	s := &Service{
 		o: o, askedPools: asked, space: ipam.NewSpace(o.Config.Pools), nets: map[string]*Network{}, byName: map[string]*Network{}, sandboxes: map[string]*Sandbox{},
 		ports: ports{taken: map[portKey][]holder{}}, names: map[string]map[string][]*Endpoint{}, dns: dns.NewServer(),
+		plugins: plugins{dirs: o.Plugins, log: o.Log},
 	}
 	if o.Config.Firewall {
-		s.fw = firewall.New(o.Config.Table)
+		s.fw = o.Config.firewall(o.Config.IPTables)
 	}
 	if err := s.load(); err != nil {
 		return nil, err
@@ -233,14 +263,14 @@ func (s *Service) load() error {
 			s.o.Log.Error("cannot read a network", "id", key, "error", err)
 			continue
 		}
-		for _, c := range n.IPAM.Config {
-			if !n.ConfigOnly {
-				_ = s.space.Take(c.Subnet)
-			}
-		}
 		if n.ConfigOnly {
 			s.add(n)
 			continue
+		}
+		if n.other = s.plugins.addressing(s, n.IPAM.Driver); n.other == nil {
+			for _, c := range n.IPAM.Config {
+				_ = s.space.Take(c.Subnet)
+			}
 		}
 		if err := s.bringUp(n); err != nil {
 			s.o.Log.Error("cannot bring a network up", "network", n.Name, "error", err)
@@ -267,7 +297,7 @@ func (s *Service) load() error {
 	if s.fw != nil {
 		s.fw.SetPolicy(firewall.Policy{Direct: s.o.Config.AllowDirect, Mark: s.o.Config.Mark, Mask: s.o.Config.MarkMask})
 	}
-	if err := s.restoreRules(); lacks(err) {
+	if err := (publisher{s}).restoreRules(); lacks(err) {
 		lack = cmp.Or(lack, err)
 	} else if err != nil {
 		return err
@@ -437,6 +467,11 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 	}
 	if (publisher{s}).configures(n) {
 		return errs.New(errs.Forbidden, "configuration network %q is in use", n.Name)
+	}
+	if r, ok := s.plugins.of(n.Driver).(pluginDriver); ok {
+		if _, err := r.d.Capabilities(); err != nil {
+			return errs.New(errs.KindOf(err), "error while removing network: failed deleting Network: %v", err)
+		}
 	}
 	return s.remove(n)
 }

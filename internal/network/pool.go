@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"berth.dev/berth/internal/linux"
 	"berth.dev/berth/internal/network/bridge"
 	"berth.dev/berth/internal/network/dns"
+	"berth.dev/berth/internal/network/ipam"
 )
 
 // Namespaces are made ahead: bare ones for all, and for each bridge network
@@ -64,6 +66,12 @@ func (p *pool) drain(n *Network) {
 			return
 		}
 	}
+}
+
+// held reports whether an address could not be had because somebody has it: perhaps a
+// namespace that only waits.
+func held(err error) bool {
+	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
 }
 
 // yield gives back the addresses that ready namespaces hold, and reports whether there were any.
@@ -216,7 +224,7 @@ func (m *maker) round() (made, failed bool) {
 			continue
 		}
 		m.calm(len(p.ch) < int(p.target.Load())/4)
-		r, err := m.s.prepare(n)
+		r, err := m.prepare(n)
 		if err != nil {
 			m.s.o.Log.Debug("cannot prepare a network namespace", "network", n.Name, "error", err)
 			failed = true
@@ -268,12 +276,13 @@ func (m *maker) shrink() {
 }
 
 // prepare makes a namespace with an interface on n.
-func (s *Service) prepare(n *Network) (*ready, error) {
+func (m *maker) prepare(n *Network) (*ready, error) {
+	s := m.s
 	fd, err := linux.NewNetNS()
 	if err != nil {
 		return nil, err
 	}
-	ep, err := s.join(n, fd, ifnames([]asked{{net: n}})[0], nil, both, false)
+	ep, err := s.join(n, fd, ifnames([]asked{{net: n}})[0], nil, both, joins{})
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err

@@ -180,6 +180,9 @@ func (s publisher) publish(a *Attachment, g4, g6 gate) (done []Binding, err erro
 			list = list[1:]
 			continue
 		}
+		if err := s.relayable(list); err != nil {
+			return done, err
+		}
 		if long, rest := longOf(list); long != nil {
 			for _, r := range long {
 				b, err := s.ports.takeRun(a.Container, r.want, r.n)
@@ -295,7 +298,10 @@ func (s publisher) mappings(b *Sandbox) []firewall.Mapping {
 	if len(b.Bindings) == 0 || max(b.Through, b.Through6) >= len(b.Endpoints) {
 		return nil
 	}
-	out := translations(b.Bindings, b.Endpoints[b.Through].Addr4.Addr(), b.Endpoints[b.Through6].Addr6.Addr())
+	var out []firewall.Mapping
+	if s.translates() {
+		out = translations(b.Bindings, b.Endpoints[b.Through].Addr4.Addr(), b.Endpoints[b.Through6].Addr6.Addr())
+	}
 	// What is open at the containers' own addresses: on each network that routes.
 	for i, e := range b.Endpoints {
 		n, err := s.find(e.Network)

@@ -4,10 +4,13 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"berth.dev/berth/internal/errs"
 )
 
 // Relay is a port of the host whose packets the kernel cannot send on to the container:
-// those to IPv6 addresses for one that has only IPv4, and those to ::1. What comes in by
+// those to IPv6 addresses for one that has only IPv4, and those to ::1; all, where the host's
+// own rules are to decide. What comes in by
 // the socket is passed on by a program that outlives the engine.
 type Relay struct {
 	Proto uint8
@@ -44,6 +47,25 @@ func Outlive(s *Service, p Program) {
 	s.outlives.Store(r)
 }
 
+// translates reports whether the kernel leads published ports to containers. Where the host's
+// own rules are to decide, as they do about every program that listens, a program has
+// to listen: what is translated never meets the rules for input.
+func (s publisher) translates() bool { return s.fw != nil && !s.o.Config.HostRules }
+
+// relayable tells why the first of a list cannot be relayed, where all have to be.
+func (s publisher) relayable(list []want) error {
+	if !s.o.Config.HostRules {
+		return nil
+	}
+	if long, _ := longOf(list); long != nil {
+		return errs.New(errs.Invalid, "with respect-host-firewall at most %d ports in a row can be published", longRun)
+	}
+	if list[0].proto == unix.IPPROTO_SCTP {
+		return errs.New(errs.Invalid, "with respect-host-firewall ports of SCTP cannot be published")
+	}
+	return nil
+}
+
 // relayed are the ports of a sandbox that are passed on.
 func (s publisher) relayed(b *Sandbox) []Relay {
 	if !s.o.Config.Relay || max(b.Through, b.Through6) >= len(b.Endpoints) {
@@ -52,7 +74,7 @@ func (s publisher) relayed(b *Sandbox) []Relay {
 	var out []Relay
 	for i := range b.Bindings {
 		x := &b.Bindings[i]
-		if x.Host.Addr().Is4() && s.fw != nil || len(x.sockets) != x.count() {
+		if x.Host.Addr().Is4() && s.translates() || len(x.sockets) != x.count() {
 			continue
 		}
 		to := b.Endpoints[b.Through6].Addr6.Addr()
@@ -88,7 +110,7 @@ func (s publisher) startRelays(b *Sandbox) {
 	r.ch <- func() {
 		for part := list; len(part) > 0; part = part[min(maxRelays, len(part)):] {
 			if err := r.Relay(id, part[:min(maxRelays, len(part))]); err != nil {
-				s.o.Log.Warn("some published ports will not answer on IPv6", "container", id, "error", err)
+				s.o.Log.Warn("some published ports will not answer", "container", id, "error", err)
 				break
 			}
 		}
@@ -119,7 +141,7 @@ func (s publisher) endRelays(b *Sandbox) {
 		return
 	}
 	for i := range b.Bindings {
-		if x := &b.Bindings[i]; !x.Routed && x.count() <= longRun && (x.Host.Addr().Is6() || s.fw == nil) {
+		if x := &b.Bindings[i]; !x.Routed && x.count() <= longRun && (x.Host.Addr().Is6() || !s.translates()) {
 			done := make(chan struct{})
 			r.ch <- func() {
 				defer close(done)

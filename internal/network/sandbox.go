@@ -59,6 +59,7 @@ type Endpoint struct {
 	Gateway4  netip.Addr
 	Gateway6  netip.Addr
 	Names     []string // by which its neighbours find it
+	Published bool     `json:",omitempty"` // its plugin publishes the container's ports
 	Asked     *network.EndpointSettings
 }
 
@@ -77,7 +78,8 @@ type Sandbox struct {
 
 	resolver *dns.Sockets
 
-	fd int // of the namespace; the caller's from Attach
+	fd   int // of the namespace; the caller's from Attach
+	held int // one more, kept to give interfaces of plugins back, 0 for none
 }
 
 // Ports are the ports that a container asks to have published.
@@ -124,14 +126,20 @@ func (s *Service) Attach(ctx context.Context, a *Attachment) (_ *Sandbox, err er
 		names := ifnames(order)
 		for i, o := range order {
 			led := publisher{s}.led(b.Endpoints) // each family's default route is by the first that has one
-			e, err := s.join(o.net, b.fd, names[i], o.settings, families{!led.v4, !led.v6}, a.NoIPv6)
+			e, err := s.join(o.net, b.fd, names[i], o.settings, families{!led.v4, !led.v6}, joins{a.Name, a.publishes(), a.NoIPv6})
 			if err != nil {
 				return nil, err
 			}
-			e.Container = a.Name
-			u.Add(func() { o.net.release(e) })
+			u.Add(func() {
+				s.plugins.leave(s, o.net, b.fd, e)
+				o.net.release(e)
+			})
 			b.Endpoints = append(b.Endpoints, e)
 		}
+		if err := s.plugins.hold(s, b, b.fd); err != nil {
+			return nil, err
+		}
+		u.Add(b.letGo)
 		if slices.ContainsFunc(order, func(o asked) bool { return o.net.named() }) {
 			if b.resolver, err = dns.Open(b.fd, 0); err != nil {
 				return nil, errs.Wrap(errs.Internal, err, "failed to set up container networking")
@@ -274,9 +282,11 @@ func (s *Service) Release(container string) {
 		if err != nil {
 			continue
 		}
+		s.plugins.leave(s, n, b.held, e)
 		n.release(e)
 		s.o.Event(events.ActionDisconnect, n.ID, map[string]string{"container": container, "name": n.Name, "type": n.Driver})
 	}
+	b.letGo()
 	_ = s.o.DB.Update(state.Async, func(tx *state.Tx) error { tx.Delete(sandboxBucket, container); return nil })
 }
 
@@ -313,6 +323,7 @@ func (s *Service) Keep(pid func(container string) int) {
 			continue
 		}
 		(publisher{s}).keepRelays(b)
+		s.plugins.holdBy(s, b, n)
 		if b.Resolver == 0 || b.resolver != nil {
 			continue
 		}
@@ -415,18 +426,12 @@ func driverOpt(e *network.EndpointSettings, key string) string {
 	return e.DriverOpts[key]
 }
 
-// held reports whether an address could not be had because somebody has it: perhaps a
-// namespace that only waits.
-func held(err error) bool {
-	return errors.Is(err, ipam.ErrInUse) || errors.Is(err, ipam.ErrNoAddress)
-}
-
 // join gives a namespace an interface on a network.
-func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gw families, no6 bool) (_ *Endpoint, err error) {
+func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSettings, gw families, who joins) (_ *Endpoint, err error) {
 	if n.fault != nil {
 		return nil, errs.Wrap(errs.Internal, n.fault, "failed to set up container networking")
 	}
-	ep := &Endpoint{ID: newID(), Network: n.ID, Interface: name, Asked: e}
+	ep := &Endpoint{ID: newID(), Network: n.ID, Container: who.name, Interface: name, Asked: e}
 	if e != nil {
 		if v := e.DriverOpts[optIfName]; v != "" {
 			if !bridge.ValidName(v) {
@@ -441,7 +446,7 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 		return nil, errs.New(errs.Invalid, "%v", err)
 	}
 	for {
-		if err = n.address(ep, e, no6 || off6); err == nil {
+		if err = n.address(ep, e, who.no6 || off6); err == nil {
 			break
 		}
 		if !held(err) || !n.pool.yield(n) {
@@ -453,12 +458,9 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	in := n.iface(ep, gw)
-	in.Sysctls = sys
-	if err := drivers[n.Driver].join(n, ns, in); err != nil {
+	if err := s.plugins.of(n.Driver).join(n, &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}); err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
-	ep.Host, ep.MAC = in.Host, in.MAC
 	return ep, nil
 }
 
@@ -512,6 +514,9 @@ func (n *Network) iface(ep *Endpoint, gw families) *bridge.Interface {
 
 // address takes the addresses of an endpoint: those that are asked for, or free ones.
 func (n *Network) address(ep *Endpoint, e *network.EndpointSettings, no6 bool) (err error) {
+	if n.other != nil {
+		return n.other.address(n, ep, e, no6)
+	}
 	defer func() {
 		if err != nil {
 			n.release(ep)
@@ -552,18 +557,16 @@ func (n *Network) address(ep *Endpoint, e *network.EndpointSettings, no6 bool) (
 	if !ep.Addr4.IsValid() && n.EnableIPv4 || !ep.Addr6.IsValid() && n.EnableIPv6 && !no6 {
 		return errs.New(errs.Internal, "failed to set up container networking: %w: network %s", ipam.ErrNoAddress, n.Name)
 	}
-	if len(ep.MAC) == 0 {
-		if ep.Addr4.IsValid() {
-			ep.MAC = bridge.MAC(ep.Addr4.Addr())
-		} else {
-			ep.MAC = bridge.RandomMAC()
-		}
-	}
+	n.hardware(ep)
 	return nil
 }
 
 // release gives an endpoint's addresses back.
 func (n *Network) release(ep *Endpoint) {
+	if n.other != nil {
+		n.other.release(n, ep)
+		return
+	}
 	for i, c := range n.IPAM.Config {
 		for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 			if p.IsValid() && c.Subnet.Contains(p.Addr()) && i < len(n.subnets) {
@@ -575,6 +578,9 @@ func (n *Network) release(ep *Endpoint) {
 
 // retake takes the addresses of an endpoint again.
 func (n *Network) retake(ep *Endpoint) {
+	if n.other != nil {
+		return // a plugin that forgets is told when it is needed
+	}
 	for i, c := range n.IPAM.Config {
 		for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
 			if p.IsValid() && c.Subnet.Contains(p.Addr()) && i < len(n.subnets) {
@@ -647,22 +653,21 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 	if v := driverOpt(e, optIfName); used[v] {
 		return errs.New(errs.Conflict, "failed to set up container networking: error renaming interface %q: file exists", v)
 	}
-	no6 := old != nil && old.NoIPv6
-	ep, err := s.join(n, ns, ifname, e, families{!led.v4, !led.v6}, no6)
+	ep, err := s.join(n, ns, ifname, e, families{!led.v4, !led.v6}, joins{name, p, old != nil && old.NoIPv6})
 	if err != nil {
 		return err
 	}
-	ep.Container, ep.Names = name, slices.Clone(names)
+	ep.Names = slices.Clone(names)
 	if e != nil {
 		ep.Names = append(ep.Names, e.Aliases...)
 	}
 	b.Endpoints = append(b.Endpoints, ep)
-	if first && (led.v4 || led.v6) {
+	if has := n.gatewaysOf(ep); first && (led.v4 && has.v4 || led.v6 && has.v6) {
 		_ = bridge.Gateways(ns, n.iface(ep, led))
 	}
 	if len(b.Bindings) == 0 {
 		if err := (publisher{s}).expose(b, p.attachment(container), len(b.Endpoints)-1); err != nil {
-			_ = bridge.Leave(ns, ep.Interface)
+			_ = s.plugins.of(n.Driver).leave(n, ns, ep)
 			n.release(ep)
 			return err
 		}
@@ -670,6 +675,11 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 		if err := (publisher{s}).rearrange((publisher{s}).mappings(old), (publisher{s}).mappings(b)); err != nil {
 			return err
 		}
+	}
+	if err := s.plugins.hold(s, b, ns); err != nil {
+		_ = s.plugins.of(n.Driver).leave(n, ns, ep)
+		n.release(ep)
+		return err
 	}
 	if n.named() && b.resolver == nil {
 		if b.resolver, err = dns.Open(ns, 0); err != nil {
@@ -721,7 +731,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports,
 			b.Through6--
 		}
 	}
-	if err := bridge.Leave(ns, ep.Interface); err != nil {
+	if err := s.plugins.of(n.Driver).leave(n, ns, ep); err != nil {
 		return errs.Wrap(errs.Internal, err, "cannot take the interface from the container")
 	}
 	n.release(ep)
@@ -737,6 +747,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports,
 		now := families{has.v4 && !led.v4, has.v6 && !led.v6}
 		if now.v4 || now.v6 {
 			_ = bridge.Gateways(ns, on.iface(e, now))
+			s.plugins.way(s, on, e, p)
 		}
 		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}

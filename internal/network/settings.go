@@ -51,7 +51,7 @@ func (s *Service) CheckSettings(ref string, e *network.EndpointSettings, whole b
 	if list := e.DriverOpts[optSysctls]; list != "" {
 		checkSysctls(list, bad)
 	}
-	if whole && n != nil && drivers[n.Driver] != nil {
+	if whole && n != nil && n.Driver != "host" && n.Driver != "null" {
 		for _, a := range []netip.Addr{c.IPv4Address, c.IPv6Address} {
 			if a.IsValid() && !n.contains(a.Unmap()) {
 				bad("no configured subnet contains IP address %s", a)

@@ -14,6 +14,7 @@ package plugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -55,13 +56,27 @@ const (
 // Plugin is one plugin. It is safe for use by several goroutines.
 type Plugin struct {
 	Name string
+	// Time bounds one call; 0 is CallTime.
+	Time time.Duration
+	// Retry is how long a call that reaches nobody is tried again, with pauses of one, two,
+	// four seconds: the plugin may be between two versions of itself. 0 is not at all.
+	Retry time.Duration
 
 	dirs Dirs
 	mu   sync.Mutex
 	base string // URL of the plugin, once activated
 	http *http.Client
 	impl []string
+	seen bool // it has been activated before
 }
+
+// Error is what a plugin answers instead of a result.
+type Error struct {
+	Status int // of HTTP
+	Text   string
+}
+
+func (e *Error) Error() string { return e.Text }
 
 // New names a plugin, which need not run yet.
 func New(name string, dirs Dirs) *Plugin { return &Plugin{Name: name, dirs: dirs} }
@@ -180,7 +195,7 @@ func (p *Plugin) Activate(ctx context.Context, iface string) error {
 		}
 	}
 	if !slices.Contains(p.impl, iface) {
-		return errs.New(errs.Invalid, "plugin %q does not implement the requested interface %s", p.Name, iface)
+		return errs.New(errs.Invalid, "%w: plugin=%q, requested implementation=%q", ErrInterface, p.Name, iface)
 	}
 	return nil
 }
@@ -199,22 +214,56 @@ func (p *Plugin) activate(ctx context.Context) error {
 		client.CloseIdleConnections()
 		return err
 	}
-	p.base, p.http, p.impl = base, client, m.Implements
+	p.base, p.http, p.impl, p.seen = base, client, m.Implements, true
 	return nil
 }
+
+// ErrInterface says that a plugin is there, but is none of the kind that was asked for.
+var ErrInterface = errors.New("Plugin does not implement the requested driver") //nolint:staticcheck // Docker's words
 
 // Call calls one method, such as "AuthZPlugin.AuthZReq", of an interface, such as
 // "authz". in and out are its JSON bodies.
 func (p *Plugin) Call(ctx context.Context, iface, method string, in, out any) error {
+	began := time.Now()
+	for pause := time.Second; ; pause *= 2 {
+		err := p.once(ctx, iface, method, in, out)
+		if err == nil || p.Retry == 0 || !p.away(err) || time.Since(began)+pause >= p.Retry {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (p *Plugin) once(ctx context.Context, iface, method string, in, out any) error {
 	if err := p.Activate(ctx, iface); err != nil {
 		return err
 	}
 	p.mu.Lock()
 	client, base := p.http, p.base
 	p.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, CallTime)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(p.Time, CallTime))
 	defer cancel()
 	return call(ctx, client, base+"/"+method, in, out)
+}
+
+// away reports whether nobody was reached by a call to a plugin that was there before, and
+// forgets where it was.
+func (p *Plugin) away(err error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var op *net.OpError
+	if !p.seen || !(errors.As(err, &op) && op.Op == "dial") && !errs.Is(err, errs.NotFound) {
+		return false
+	}
+	if p.http != nil {
+		p.http.CloseIdleConnections()
+	}
+	p.base, p.http, p.impl = "", nil, nil
+	return true
 }
 
 // call posts in and decodes the answer into out.
@@ -245,9 +294,9 @@ func call(ctx context.Context, client *http.Client, url string, in, out any) err
 	if res.StatusCode != http.StatusOK {
 		var e struct{ Err string }
 		if json.Unmarshal(raw, &e) == nil && e.Err != "" {
-			return errors.New(e.Err)
+			return &Error{res.StatusCode, e.Err}
 		}
-		return fmt.Errorf("%s: %s", res.Status, strings.TrimSpace(string(raw[:min(len(raw), 1024)])))
+		return &Error{res.StatusCode, fmt.Sprintf("%s: %s", res.Status, strings.TrimSpace(string(raw[:min(len(raw), 1024)])))}
 	}
 	if out == nil {
 		return nil

@@ -99,7 +99,7 @@ func addrPortKey(v int) []expr.Any {
 }
 
 // has looks the value of register 1 up in a set.
-func (f *Firewall) has(set string) []expr.Any {
+func (f *nft) has(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
 }
 
@@ -138,12 +138,12 @@ func linkKey(v int) []expr.Any {
 }
 
 // hasAt looks the key that begins at reg32 up in a set.
-func (f *Firewall) hasAt(set string) []expr.Any {
+func (f *nft) hasAt(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg32, SetName: f.sets[set].Name, SetID: f.sets[set].ID}}
 }
 
 // lookup maps the key to an address, and a port, in the registers from regValue on.
-func (f *Firewall) lookup(m string) []expr.Any {
+func (f *nft) lookup(m string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg32, DestRegister: regValue, IsDestRegSet: true, SetName: f.sets[m].Name, SetID: f.sets[m].ID}}
 }
 

@@ -1,5 +1,7 @@
-// Package firewall keeps the engine's rules in the kernel, in one table of
-// nftables, over netlink.
+// Package firewall keeps the engine's rules: about networks, published ports, links.
+//
+// A Firewall knows what they are; a backend writes them. That is nftables, over netlink, in
+// one table, or iptables, by the host's programs, in the chains that Docker has (iptables.go).
 //
 //	table inet berth
 //	  set nets, internal, same, noicc   the engine's bridges
@@ -14,8 +16,8 @@
 //	  chain forward  forward, filter    chain user first, then isolation
 //	  chain user                        the administrator's: never touched
 //
-// A packet passes a handful of rules and lookups, however many networks and
-// ports there are. Each change is one transaction. At boot the
+// In the table a packet passes a handful of rules and lookups, however many networks
+// and ports there are. Each change is one transaction. At boot the
 // whole is written again in one transaction, so that no packet meets half of it.
 package firewall
 
@@ -24,9 +26,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/nftables"
@@ -36,77 +36,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Network is a bridge as the firewall sees it.
-type Network struct {
-	Bridge     string
-	Subnets    []netip.Prefix
-	Internal   bool // nothing goes in or out
-	ICC        bool // its containers may speak with each other
-	Masquerade bool // they speak to the world by the host's addresses
-
-	// By family, IPv4 then IPv6.
-	Open   [2]bool // every port of its containers may be reached from everywhere
-	Routed [2]bool // their addresses are not translated, and they answer to ICMP
-
-	Trusted          []string   // interfaces by which Direct ports are reached
-	Source4, Source6 netip.Addr // the address of the host that they speak to the world by, where it is not to be the interface's
-}
-
-func (n Network) source(v6 bool) netip.Addr {
-	if v6 {
-		return n.Source6
-	}
-	return n.Source4
-}
-
-// Policy is what holds for all networks.
-type Policy struct {
-	Direct     bool   // Direct ports are reached by every interface
-	Mark, Mask uint32 // packets that have this mark, as far as Mask tells, reach every container; without a mask none do
-}
-
-// Mapping is one published port, or a run of Count ports that keep their
-// order: Host.Port+i goes to To+i.
-type Mapping struct {
-	Proto uint8      // IPPROTO_TCP, _UDP or _SCTP
-	Host  netip.Addr // unspecified: every address of the host
-	Port  uint16     // 0: none of the host's, see Direct
-	Count int        // at least 1
-	To    netip.AddrPort
-}
-
-// Direct is a mapping that lets packets to To itself pass: to routed networks, by trusted
-// interfaces, or from everywhere if the policy says so.
-func Direct(proto uint8, to netip.AddrPort, count int) Mapping {
-	return Mapping{Proto: proto, To: to, Count: count}
-}
-
-// Firewall is the engine's table. It is safe for use by several goroutines.
-type Firewall struct {
-	mu    sync.Mutex
+// nft keeps the rules in a table of nftables.
+type nft struct {
+	*Firewall
 	name  string
-	pol   Policy
 	table *nftables.Table
 	chain map[string]*nftables.Chain
 	sets  map[string]*nftables.Set
-	nets  map[string]Network // by bridge
-	ports map[Mapping]bool
-	links map[Link]bool
 	count map[string]int // rules in each chain
 	conn  *nftables.Conn
 	sock  *netlink.Conn // what it runs on
 }
 
-// New is the table called name. Nothing is written before Restore.
-func New(name string) *Firewall {
-	return &Firewall{name: name, nets: map[string]Network{}, ports: map[Mapping]bool{}, links: map[Link]bool{}, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
-}
-
-// SetPolicy says what holds for all networks. It is written with the next Restore or SetNetwork.
-func (f *Firewall) SetPolicy(p Policy) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.pol = p
+func newNFT(f *Firewall, name string) *nft {
+	return &nft{Firewall: f, name: name, chain: map[string]*nftables.Chain{}, sets: map[string]*nftables.Set{}}
 }
 
 // How often, and with what pause, the kernel is asked again for what it does not have at boot.
@@ -120,35 +63,8 @@ func missing(err error) bool {
 	return slices.ContainsFunc([]error{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.ENOENT}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// Restore writes the whole table: with nets, ports and links, and nothing else of the
-// engine's.
-func (f *Firewall) Restore(nets []Network, ports []Mapping, links []Link) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.nets, f.ports, f.links = map[string]Network{}, map[Mapping]bool{}, map[Link]bool{}
-	for _, n := range nets {
-		f.nets[n.Bridge] = n
-	}
-	for _, p := range ports {
-		f.ports[p] = true
-	}
-	for _, l := range links {
-		f.links[l] = true
-	}
-	for again := 0; ; again++ {
-		err := f.present()
-		if err == nil {
-			err = f.write()
-		}
-		if !missing(err) || again == tries {
-			return err
-		}
-		time.Sleep(pause) // its modules may be on their way, asked for by another program
-	}
-}
-
 // whole reports whether every chain of the engine's has its rules.
-func (f *Firewall) whole() bool {
+func (f *nft) whole() bool {
 	c, err := f.dial()
 	if err != nil {
 		return false
@@ -166,49 +82,6 @@ func (f *Firewall) whole() bool {
 	return true
 }
 
-// Link lets one container of a network speak to a port of another where containers
-// may not speak with each other.
-type Link struct {
-	From, To netip.Addr
-	Proto    uint8
-	Port     uint16
-}
-
-// Open lets links through, and Shut does no longer. Those that are so already are no error.
-func (f *Firewall) Open(list []Link) error { return f.setLinks(list, true) }
-
-// Shut is the opposite of Open.
-func (f *Firewall) Shut(list []Link) error { return f.setLinks(list, false) }
-
-func (f *Firewall) setLinks(list []Link, open bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var changed []Link
-	for _, l := range list {
-		if f.links[l] == open {
-			continue
-		}
-		if changed = append(changed, l); open {
-			f.links[l] = true
-		} else {
-			delete(f.links, l)
-		}
-	}
-	if len(changed) == 0 {
-		return nil
-	}
-	err := f.change(linkElements(changed), !open)
-	switch {
-	case errors.Is(err, unix.ENOENT): // somebody flushed the table
-		return f.write()
-	case err != nil && open:
-		for _, l := range changed {
-			delete(f.links, l)
-		}
-	}
-	return err
-}
-
 func linkElements(list []Link) map[string][]nftables.SetElement {
 	out := map[string][]nftables.SetElement{}
 	for _, l := range list {
@@ -222,77 +95,11 @@ func linkElements(list []Link) map[string][]nftables.SetElement {
 	return out
 }
 
-// SetNetwork adds or changes a network.
-func (f *Firewall) SetNetwork(n Network) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	old, had := f.nets[n.Bridge]
-	f.nets[n.Bridge] = n
-	if err := f.write(); err != nil {
-		if had {
-			f.nets[n.Bridge] = old
-		} else {
-			delete(f.nets, n.Bridge)
-		}
-		return err
-	}
-	return nil
-}
-
-// DropNetwork removes a network.
-func (f *Firewall) DropNetwork(bridge string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, ok := f.nets[bridge]; !ok {
-		return nil
-	}
-	delete(f.nets, bridge)
-	return f.write()
-}
-
-// Publish adds ports, all or none.
-func (f *Firewall) Publish(list []Mapping) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(list) == 0 {
-		return nil
-	}
-	if err := f.change(elements(list), false); err != nil {
-		return err
-	}
-	for _, m := range list {
-		f.ports[m] = true
-	}
-	return nil
-}
-
-// Withdraw removes ports. Those that are not there are no error.
-func (f *Firewall) Withdraw(list []Mapping) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var have []Mapping
-	for _, m := range list {
-		if f.ports[m] {
-			have = append(have, m)
-			delete(f.ports, m)
-		}
-	}
-	if len(have) == 0 {
-		return nil
-	}
-	err := f.change(elements(have), true)
-	if errors.Is(err, unix.ENOENT) { // somebody flushed the table
-		return f.write()
-	}
-	return err
-}
-
 // change adds or deletes elements of sets in one transaction.
-func (f *Firewall) change(sets map[string][]nftables.SetElement, remove bool) error {
-	if f.table == nil {
-		return errors.New("the firewall has not been written yet")
-	}
-	return f.commit(func(c *nftables.Conn) error {
+func (f *nft) change(ports []Mapping, links []Link, remove bool) error {
+	sets := elements(ports)
+	maps.Copy(sets, linkElements(links))
+	err := f.commit(func(c *nftables.Conn) error {
 		for name, elems := range sets {
 			// A message holds some tens of kilobytes.
 			for part := range slices.Chunk(elems, 512) {
@@ -309,6 +116,25 @@ func (f *Firewall) change(sets map[string][]nftables.SetElement, remove bool) er
 		}
 		return nil
 	})
+	if remove && errors.Is(err, unix.ENOENT) {
+		return errFlushed
+	}
+	return err
+}
+
+// clean removes the table, with what the administrator has in it.
+func (f *nft) clean() error {
+	if err := f.present(); err != nil {
+		return nil //nolint:nilerr // without nftables there is nothing to remove
+	}
+	err := f.commit(func(c *nftables.Conn) error {
+		c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: f.name})
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
 }
 
 // The kernel answers each message of a transaction, and does so before the first
@@ -322,7 +148,7 @@ const patience = 15 * time.Second
 
 // dial returns the connection to nftables. It stays open: for each one that is closed the
 // kernel waits until nobody reads the rules any more, some 8 ms.
-func (f *Firewall) dial() (*nftables.Conn, error) {
+func (f *nft) dial() (*nftables.Conn, error) {
 	if f.conn == nil {
 		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
 			f.sock = s
@@ -337,7 +163,7 @@ func (f *Firewall) dial() (*nftables.Conn, error) {
 }
 
 // present asks whether the kernel has nftables, and has it load the module.
-func (f *Firewall) present() error {
+func (f *nft) present() error {
 	c, err := f.dial()
 	if err != nil {
 		return err
@@ -353,7 +179,7 @@ func (f *Firewall) present() error {
 }
 
 // hangUp drops the connection after an error, with the answers that are still on it.
-func (f *Firewall) hangUp() {
+func (f *nft) hangUp() {
 	if f.conn != nil {
 		_ = f.conn.CloseLasting()
 		f.conn = nil
@@ -361,7 +187,7 @@ func (f *Firewall) hangUp() {
 }
 
 // commit runs what fill gathers as one transaction.
-func (f *Firewall) commit(fill func(*nftables.Conn) error) error {
+func (f *nft) commit(fill func(*nftables.Conn) error) error {
 	c, err := f.dial()
 	if err != nil {
 		return err
@@ -424,19 +250,13 @@ func ifname(s string) []byte {
 }
 
 // write replaces what is the engine's in one transaction.
-func (f *Firewall) write() error {
+func (f *nft) write() error {
 	names := slices.Sorted(maps.Keys(f.nets))
-	if err := f.commit(func(c *nftables.Conn) error { return f.gather(c, names) }); err != nil {
-		return err
-	}
-	for _, name := range names { // so that published ports answer on loopback
-		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
-	}
-	return nil
+	return f.commit(func(c *nftables.Conn) error { return f.gather(c, names) })
 }
 
 // gather puts the whole table into a transaction.
-func (f *Firewall) gather(c *nftables.Conn, names []string) error {
+func (f *nft) gather(c *nftables.Conn, names []string) error {
 	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: f.name})
 	f.table = t
 	for _, s := range f.allSets() {
@@ -495,7 +315,7 @@ func (f *Firewall) gather(c *nftables.Conn, names []string) error {
 	return nil
 }
 
-func (f *Firewall) allSets() []*nftables.Set {
+func (f *nft) allSets() []*nftables.Set {
 	set := func(name string, key nftables.SetDatatype, concat bool) *nftables.Set {
 		return &nftables.Set{Table: f.table, Name: name, KeyType: key, Concatenation: concat, KeyByteOrder: binaryutil.NativeEndian}
 	}
@@ -525,7 +345,7 @@ func (f *Firewall) allSets() []*nftables.Set {
 }
 
 // chains declares the chains and empties those that are the engine's.
-func (f *Firewall) chains(c *nftables.Conn) {
+func (f *nft) chains(c *nftables.Conn) {
 	hook := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) {
 		policy := nftables.ChainPolicyAccept
 		f.chain[name] = c.AddChain(&nftables.Chain{Table: f.table, Name: name, Type: typ, Hooknum: hook, Priority: prio, Policy: &policy})
@@ -552,7 +372,7 @@ const (
 )
 
 // rules writes the rules of every chain.
-func (f *Firewall) rules(c *nftables.Conn, names []string) {
+func (f *nft) rules(c *nftables.Conn, names []string) {
 	f.count = map[string]int{}
 	rule := func(chain string, parts ...[]expr.Any) {
 		f.count[chain]++
@@ -564,6 +384,13 @@ func (f *Firewall) rules(c *nftables.Conn, names []string) {
 	}
 	in, out := meta(expr.MetaKeyIIFNAME), meta(expr.MetaKeyOIFNAME)
 
+	for i, v := range []int{4, 6} {
+		for _, ch := range []string{"guard", "dnat", "local", "snat", "forward"} {
+			if f.skip[i] {
+				rule(ch, family(v), accept)
+			}
+		}
+	}
 	rule("guard", in, f.has("nets"), family(4), daddr4(netip.MustParsePrefix("127.0.0.0/8")), drop)
 	for _, ch := range []string{"dnat", "local"} {
 		rule(ch, localAddress, jump("publish"))

@@ -25,6 +25,7 @@ func alone(t *testing.T) {
 func TestWrite(t *testing.T) {
 	alone(t)
 	f := New("berth-test")
+	nf := f.b.(*nft)
 	n := Network{Bridge: "br9", Subnets: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24"), netip.MustParsePrefix("fd09::/64")}, ICC: true, Masquerade: true}
 	m := Mapping{Proto: unix.IPPROTO_TCP, Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: netip.MustParseAddrPort("10.9.0.2:80")}
 	if err := f.Restore([]Network{n}, []Mapping{m}, nil); err != nil {
@@ -63,7 +64,7 @@ func TestWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.FlushTable(f.table)
+	c.FlushTable(nf.table)
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -73,19 +74,19 @@ func TestWrite(t *testing.T) {
 	if err := f.Open([]Link{link, link6, link}); err != nil {
 		t.Fatal(err)
 	}
-	c.DelTable(f.table)
+	c.DelTable(nf.table)
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	whole("table deleted", true)
-	elems, err := c.GetSetElements(f.sets["links4"])
+	elems, err := c.GetSetElements(nf.sets["links4"])
 	if err != nil || len(elems) != 1 {
 		t.Errorf("links after the repair: %v %v", elems, err)
 	}
 	if err := f.Shut([]Link{link, link6}); err != nil {
 		t.Error(err)
 	}
-	if elems, err = c.GetSetElements(f.sets["links6"]); err != nil || len(elems) != 0 {
+	if elems, err = c.GetSetElements(nf.sets["links6"]); err != nil || len(elems) != 0 {
 		t.Errorf("links that were closed: %v %v", elems, err)
 	}
 }

@@ -80,7 +80,7 @@ func removes(b []byte) bool {
 func (f *Firewall) reassert() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.table == nil || f.whole() {
+	if !f.wrote || f.b.whole() {
 		return false, nil
 	}
 	return true, f.write()
