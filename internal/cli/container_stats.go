@@ -28,10 +28,15 @@ type statsRow struct {
 	cpu, mem, memPerc, limit float64
 	rx, tx, read, write      float64
 	pids                     uint64
-	invalid, full            bool
+	invalid, full, listed    bool // listed: nobody named it
 }
 
-func (r statsRow) Container() string { return r.ref }
+func (r statsRow) Container() string {
+	if r.listed {
+		return shortID(r.ref)
+	}
+	return r.ref
+}
 func (r statsRow) Name() string {
 	if n := strings.TrimPrefix(r.name, "/"); n != "" {
 		return n
@@ -227,6 +232,7 @@ func (s *statsSet) sampleAll(ctx context.Context, cl *client.Client, full bool) 
 		if b, known := before[v.ID]; known {
 			v.PreCPUStats, v.PreRead = b.CPUStats, b.Read
 			r, _ := s.add(v.ID, full)
+			r.listed = true
 			r.sample(&v)
 		}
 	})
@@ -356,6 +362,7 @@ func (s *statsSet) follow(ctx context.Context, cl *client.Client, all, full bool
 		switch {
 		case m.Action == events.ActionStart, all && m.Action == events.ActionCreate:
 			if r, fresh := s.add(m.Actor.ID, full); fresh {
+				r.listed = true
 				go s.watch(ctx, cl, r, true, func(error) {})
 			}
 		case m.Action == events.ActionDestroy, !all && m.Action == events.ActionDie:

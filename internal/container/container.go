@@ -305,7 +305,7 @@ func Open(ctx context.Context, o Options, program string) (*Service, error) {
 		return nil, err
 	}
 	s.keeper = kc
-	netsvc.RelayBy(o.Networks, Nets{s}.relay)
+	netsvc.Outlive(o.Networks, outside{kc})
 	close(s.ready)
 	recovery{s}.reconcile(hello)
 	go shipping{s}.resume()

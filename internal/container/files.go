@@ -385,7 +385,14 @@ func (s Files) Export(ctx context.Context, ref string, w io.Writer) error {
 		return err
 	}
 	c.settle()
-	fd, err := roots(s).attach(ctx, c.Record(), true)
+	// One upper directory serves one mount: that of a container that runs is used.
+	fd, err := -1, error(unix.ESRCH)
+	if c.Status().Phase.Running() && !s.userns.holds(c.Record().HostConfig) {
+		fd, err = cloneRoot(c)
+	}
+	if err != nil {
+		fd, err = roots(s).attach(ctx, c.Record(), true)
+	}
 	if err != nil {
 		return err
 	}

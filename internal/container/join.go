@@ -93,30 +93,48 @@ func (s launcher) donorShm(r *Record) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(ns)
+	fd, err := inMounts(ns, cloneShm)
+	if err != nil {
+		return -1, errs.New(errs.Conflict, "cannot share the /dev/shm of container %s: %v", c.Record().ID, err)
+	}
+	return fd, nil
+}
+
+// inMounts runs f, which opens something, on a thread in a mount namespace.
+func inMounts(ns int, f func() (int, error)) (int, error) {
 	type result struct {
 		fd  int
 		err error
 	}
 	done := make(chan result)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends in the donor's namespace
-		fd, err := cloneShm(ns)
+		runtime.LockOSThread() // and never unlocked: the thread ends in the other namespace
+		fd, err := -1, unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Setns(ns, unix.CLONE_NEWNS)
+		}
+		if err == nil {
+			fd, err = f()
+		}
 		done <- result{fd, err}
 	}()
 	res := <-done
-	if res.err != nil {
-		return -1, errs.New(errs.Conflict, "cannot share the /dev/shm of container %s: %v", c.Record().ID, res.err)
-	}
-	return res.fd, nil
+	return res.fd, res.err
 }
 
-func cloneShm(mntNS int) (int, error) {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+// cloneRoot clones a running container's root mount by itself, without what is mounted in it.
+func cloneRoot(c *Container) (int, error) {
+	ns, err := openNS(c, "mnt")
+	if err != nil {
 		return -1, err
 	}
-	if err := unix.Setns(mntNS, unix.CLONE_NEWNS); err != nil {
-		return -1, err
-	}
+	defer unix.Close(ns)
+	return inMounts(ns, func() (int, error) {
+		return unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	})
+}
+
+func cloneShm() (int, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
 	dir, err := unix.Openat2(unix.AT_FDCWD, "/dev/shm", &how)
 	if err != nil {

@@ -237,6 +237,9 @@ func (s *Service) start(ctx context.Context, c *Container) (err error) {
 		return err
 	}
 	shipping{s}.begin(c, shipped)
+	if nets.own(r) {
+		s.o.Networks.KeepNames(string(r.ID))
+	}
 	if !nets.own(r) {
 		c.networkEvent(s, events.ActionConnect)
 	}

@@ -368,6 +368,19 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
+// Inside returns what calls a function on a thread in the network namespace of a container:
+// a socket that is made there stays there.
+func (c *Client) Inside(container string) func(f func() error) error {
+	return func(f func() error) error {
+		ns, err := os.Open("/proc/" + c.Inspect(container, "{{.State.Pid}}") + "/ns/net")
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		return inNamespace(ns, f)
+	}
+}
+
 // inNamespace calls f on a thread in the network namespace.
 func inNamespace(ns *os.File, f func() error) error {
 	c := make(chan error)

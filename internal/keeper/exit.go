@@ -52,7 +52,10 @@ func (k *Keeper) exited(s *source) {
 	}
 	k.mu.Lock()
 	t.exit = e
+	kept := t.kept
+	t.kept = nil
 	k.mu.Unlock()
+	closeAll(kept)
 	forget := foreign{k}.leave(t)
 	k.journal.write(entry{Op: opExit, ID: t.id, Exit: e})
 	k.broadcast("exit", e)

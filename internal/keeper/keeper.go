@@ -71,6 +71,7 @@ type task struct {
 	term     bool
 	frozen   bool
 	exit     *Exit
+	kept     []int // see Client.Keep
 	io       *stdio
 	exec     map[string]*execution
 	src      *source
@@ -231,6 +232,13 @@ func (k *Keeper) dispatch(c *conn, m *message, fds []int) (body any, out []int, 
 			return nil, nil, err
 		}
 		return nil, nil, k.relays.serve(k.loop, &r, fds)
+	case "keep":
+		var t Target
+		if err := take(&t); err != nil {
+			closeAll(fds)
+			return nil, nil, err
+		}
+		return nil, nil, k.keep(t.ID, fds)
 	}
 	var t Target
 	if err := take(&t); err != nil {
@@ -245,6 +253,8 @@ func (k *Keeper) dispatch(c *conn, m *message, fds []int) (body any, out []int, 
 		return nil, nil, k.attach(&t, fds)
 	case "fds":
 		return k.handles(t.ID)
+	case "kept":
+		return k.keptOf(t.ID)
 	case "signal":
 		return nil, nil, k.signal(&t)
 	case "resize":

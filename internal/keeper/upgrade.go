@@ -31,6 +31,7 @@ type saved struct {
 type savedTask struct {
 	TaskInfo
 	PidFD   int         `json:"pidfd"`
+	Kept    []int       `json:"kept,omitempty"`
 	MountNS int         `json:"mnt"`
 	NSFlags uint64      `json:"ns"`
 	Adopted bool        `json:"adopted,omitempty"`
@@ -158,9 +159,9 @@ func (k *Keeper) save() (saved, []int) {
 	for _, t := range k.tasks {
 		x := savedTask{
 			TaskInfo: TaskInfo{ID: t.id, Pid: t.pid, StartTime: t.start, At: t.at, Cgroup: t.cgroup.Rel, Frozen: t.frozen, Exit: t.exit},
-			PidFD:    t.pidFD, MountNS: t.mountNS, NSFlags: t.nsFlags, Adopted: t.adopted, OCI: t.oci, IO: io(t.io),
+			PidFD:    t.pidFD, Kept: t.kept, MountNS: t.mountNS, NSFlags: t.nsFlags, Adopted: t.adopted, OCI: t.oci, IO: io(t.io),
 		}
-		keep = append(keep, t.pidFD, t.mountNS)
+		keep = append(append(keep, t.pidFD, t.mountNS), t.kept...)
 		for _, ex := range t.exec {
 			x.Execs = append(x.Execs, savedExec{ex.id, ex.pid, ex.pidFD, io(ex.io)})
 			keep = append(keep, ex.pidFD)
@@ -244,10 +245,10 @@ func (k *Keeper) resume(st *saved) error {
 	for _, x := range st.Tasks {
 		t := &task{
 			id: x.ID, pid: x.Pid, pidFD: x.PidFD, start: x.StartTime, at: x.At, cgroup: k.cgroups.Find(x.Cgroup), mountNS: x.MountNS,
-			nsFlags: x.NSFlags, frozen: x.Frozen, exit: x.Exit, adopted: x.Adopted, oci: x.OCI, term: x.IO.Term, io: io(x.IO),
+			nsFlags: x.NSFlags, frozen: x.Frozen, exit: x.Exit, adopted: x.Adopted, oci: x.OCI, term: x.IO.Term, io: io(x.IO), kept: x.Kept,
 		}
 		delete(k.orphans, t.id)
-		for _, fd := range []int{t.pidFD, t.mountNS} {
+		for _, fd := range append([]int{t.pidFD, t.mountNS}, t.kept...) {
 			if fd >= 0 {
 				unix.CloseOnExec(fd)
 			}

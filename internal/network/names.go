@@ -1,12 +1,14 @@
 package network
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/network/dns"
 	"berth.dev/berth/internal/network/resolvconf"
@@ -170,9 +172,53 @@ func (s namer) serveNames(b *Sandbox) {
 	}
 }
 
-// reopenNames takes the resolver's sockets up again in the namespace of a container that
-// ran on while no engine answered.
-func (s namer) reopenNames(b *Sandbox, ns int) {
+// KeepNames hands the resolver's sockets of a container that runs over, without waiting: what is asked
+// while no engine answers waits for the next one.
+func (s *Service) KeepNames(container string) {
+	s.mu.RLock()
+	b := s.sandboxes[container]
+	s.mu.RUnlock()
+	if b != nil {
+		(namer{s}).keepNames(b)
+	}
+}
+
+func (s namer) keepNames(b *Sandbox) {
+	r := s.outlives.Load()
+	if r == nil || b.resolver == nil {
+		return
+	}
+	fds, err := b.resolver.Copies()
+	if err != nil {
+		return // it has ended
+	}
+	r.ch <- func() {
+		if err := r.Keep(b.Container, fds); err != nil {
+			s.o.Log.Debug("cannot keep the sockets of a resolver", "container", b.Container, "error", err)
+		}
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// reopenNames takes the resolver's sockets up again of a container that ran on while no
+// engine answered, or makes others in its namespace.
+func (s namer) reopenNames(b *Sandbox, pid int) {
+	if r := s.outlives.Load(); r != nil {
+		if fds, err := r.Kept(b.Container); err == nil && len(fds) > 0 {
+			if sockets, err := dns.Adopt(fds); err == nil {
+				b.resolver = sockets
+				s.dns.Serve(sockets, view{s.Service, b.Container})
+				return
+			}
+		}
+	}
+	ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // it has ended
+	}
+	defer unix.Close(ns)
 	sockets, err := dns.Open(ns, b.Resolver)
 	if err != nil {
 		s.o.Log.Warn("cannot answer names for a container", "container", b.Container, "error", err)
@@ -180,4 +226,5 @@ func (s namer) reopenNames(b *Sandbox, ns int) {
 	}
 	b.resolver = sockets
 	s.dns.Serve(sockets, view{s.Service, b.Container})
+	s.keepNames(b)
 }

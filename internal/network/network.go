@@ -130,7 +130,7 @@ type Service struct {
 	ports     ports
 	names     map[string]map[string][]*Endpoint // by network and name
 	dns       *dns.Server
-	relays    atomic.Pointer[relayer]
+	outlives  atomic.Pointer[outliver]
 	announcer announcer
 }
 

@@ -18,21 +18,30 @@ type Relay struct {
 // maxRelays is how many are handed over at once.
 const maxRelays = 128
 
-// relayer hands ports over behind the starts of containers, in order.
-type relayer struct {
-	ch   chan func()
-	hand func(container string, list []Relay) error // no list: the container's end
+// Program outlives the engine. Its methods are called behind the starts of containers, in order.
+type Program interface {
+	// Relay hands ports over, besides those that it has; without any, it takes all back.
+	Relay(container string, ports []Relay) error
+	// Keep hands copies of descriptors over, until the container ends, and Kept asks for them.
+	Keep(container string, fds []int) error
+	Kept(container string) ([]int, error)
 }
 
-// RelayBy names the program that ports are handed to.
-func RelayBy(s *Service, hand func(container string, list []Relay) error) {
-	r := &relayer{ch: make(chan func(), 64), hand: hand}
+// outliver is the queue of a program.
+type outliver struct {
+	Program
+	ch chan func()
+}
+
+// Outlive names the program that outlives the engine.
+func Outlive(s *Service, p Program) {
+	r := &outliver{p, make(chan func(), 64)}
 	go func() {
 		for f := range r.ch {
 			f()
 		}
 	}()
-	s.relays.Store(r)
+	s.outlives.Store(r)
 }
 
 // relayed are the ports of a sandbox that are passed on.
@@ -62,7 +71,7 @@ func (s publisher) relayed(b *Sandbox) []Relay {
 
 // startRelays hands the ports of a sandbox over, without waiting.
 func (s publisher) startRelays(b *Sandbox) {
-	r, list := s.relays.Load(), s.relayed(b)
+	r, list := s.outlives.Load(), s.relayed(b)
 	if r == nil || len(list) == 0 {
 		return
 	}
@@ -78,7 +87,7 @@ func (s publisher) startRelays(b *Sandbox) {
 	id := b.Container
 	r.ch <- func() {
 		for part := list; len(part) > 0; part = part[min(maxRelays, len(part)):] {
-			if err := r.hand(id, part[:min(maxRelays, len(part))]); err != nil {
+			if err := r.Relay(id, part[:min(maxRelays, len(part))]); err != nil {
 				s.o.Log.Warn("some published ports will not answer on IPv6", "container", id, "error", err)
 				break
 			}
@@ -105,7 +114,7 @@ func (s publisher) keepRelays(b *Sandbox) {
 
 // endRelays takes them back, and waits for it: the ports are free then.
 func (s publisher) endRelays(b *Sandbox) {
-	r := s.relays.Load()
+	r := s.outlives.Load()
 	if r == nil || !s.o.Config.Relay {
 		return
 	}
@@ -114,7 +123,7 @@ func (s publisher) endRelays(b *Sandbox) {
 			done := make(chan struct{})
 			r.ch <- func() {
 				defer close(done)
-				if err := r.hand(b.Container, nil); err != nil {
+				if err := r.Relay(b.Container, nil); err != nil {
 					s.o.Log.Debug("cannot take ports back", "container", b.Container, "error", err)
 				}
 			}

@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -317,11 +316,7 @@ func (s *Service) Keep(pid func(container string) int) {
 		if b.Resolver == 0 || b.resolver != nil {
 			continue
 		}
-		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			(namer{s}).reopenNames(b, ns)
-			_ = unix.Close(ns)
-		}
+		(namer{s}).reopenNames(b, n)
 	}
 }
 
@@ -681,6 +676,7 @@ func (s *Service) Connect(_ context.Context, container, name string, names []str
 			return errs.Wrap(errs.Internal, err, "failed to set up container networking")
 		}
 		(namer{s}).serveNames(b)
+		(namer{s}).keepNames(b)
 	}
 	if err := s.keep(b); err != nil {
 		return err

@@ -4,12 +4,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/enginetest"
 )
@@ -37,27 +35,6 @@ func upstream(t *testing.T, inside func(func() error) error, listen, name, addr 
 	go func() { _ = srv.ActivateAndServe() }()
 	t.Cleanup(func() { _ = srv.Shutdown() })
 	return asked
-}
-
-// insideOf runs f on a thread in the network namespace of a container.
-func insideOf(c *enginetest.Client, name string) func(f func() error) error {
-	return func(f func() error) error {
-		ns, err := os.Open("/proc/" + c.Inspect(name, "{{.State.Pid}}") + "/ns/net")
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		done := make(chan error, 1)
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				done <- err
-				return
-			}
-			done <- f()
-		}()
-		return <-done
-	}
 }
 
 // Resolvers on the host's loopback are asked from the host, a container's own from the
@@ -96,7 +73,7 @@ func TestResolvers(t *testing.T) {
 	}
 	ask("SERVFAIL")
 	c.Must("run", "-d", "--name", "server", "--network", "in", img, "sleep", "1000")
-	upstream(t, insideOf(c, "server"), "0.0.0.0", "near.example.", "192.0.2.42")
+	upstream(t, c.Inside("server"), "0.0.0.0", "near.example.", "192.0.2.42")
 	ip := addressOf(c, "server", "in")
 	r := c.Run("run", "--rm", "--network", "in", "--dns", "127.0.0.11", "--dns", ip, img, "nslookup", "-type=a", "near.example")
 	if !strings.Contains(r.Out, "192.0.2.42") {

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/google/nftables"
@@ -142,6 +143,48 @@ func listen(port uint16) (*Sockets, error) {
 	if err := unix.Listen(t, 128); err != nil {
 		return nil, err
 	}
+	return sockets(uf, tf)
+}
+
+// Copies are descriptors of the sockets, for another process. They are the caller's.
+func (s *Sockets) Copies() (fds []int, err error) {
+	for _, c := range []syscall.Conn{s.udp, s.tcp} {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		cerr := raw.Control(func(fd uintptr) {
+			var n int
+			if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
+				fds = append(fds, n)
+			}
+		})
+		if err = errors.Join(cerr, err); err != nil {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
+			return nil, err
+		}
+	}
+	return fds, nil
+}
+
+// Adopt makes sockets of what Copies gave, in another process. The descriptors are
+// closed in any case.
+func Adopt(fds []int) (*Sockets, error) {
+	var files []*os.File
+	for _, fd := range fds {
+		f := os.NewFile(uintptr(fd), "resolver")
+		defer f.Close()
+		files = append(files, f)
+	}
+	if len(files) != 2 {
+		return nil, errors.New("a resolver has two sockets")
+	}
+	return sockets(files[0], files[1])
+}
+
+func sockets(uf, tf *os.File) (*Sockets, error) {
 	pc, err := net.FilePacketConn(uf)
 	if err != nil {
 		return nil, err
