@@ -238,7 +238,7 @@ func (k *Keeper) dispatch(c *conn, m *message, fds []int) (body any, out []int, 
 			closeAll(fds)
 			return nil, nil, err
 		}
-		return nil, nil, k.keep(t.ID, fds)
+		return nil, nil, keep(k, t.ID, fds)
 	}
 	var t Target
 	if err := take(&t); err != nil {

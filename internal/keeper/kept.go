@@ -25,7 +25,7 @@ func (c *Client) Kept(ctx context.Context, id string) ([]int, error) {
 	return fds, err
 }
 
-func (k *Keeper) keep(id string, fds []int) error {
+func keep(k *Keeper, id string, fds []int) error {
 	k.mu.Lock()
 	t := k.tasks[id]
 	if t == nil || t.exit != nil || t.pidFD < 0 {
