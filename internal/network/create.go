@@ -435,7 +435,7 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 	case c.FixedCIDR.IsValid():
 		cfg.Subnet, cfg.Gateway = c.FixedCIDR.Masked(), c.FixedCIDR.Masked().Addr().Next()
 	default:
-		p, err := s.defaultSubnet()
+		p, err := publisher{s}.defaultSubnet()
 		if err != nil {
 			return nil, err
 		}
@@ -482,7 +482,7 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 
 // defaultSubnet is that of the default bridge: the same at each boot; the first of the
 // administrator's pools, or else Docker's where the host does not use it.
-func (s *Service) defaultSubnet() (netip.Prefix, error) {
+func (s publisher) defaultSubnet() (netip.Prefix, error) {
 	var p netip.Prefix
 	have, _ := bridge.Addresses(s.o.Config.OwnBridge)
 	there := func() bool { // our own bridge of an earlier engine
