@@ -183,7 +183,7 @@ func TestRunAndReload(t *testing.T) {
 	}
 	write(`{"labels":["a=1"]}`)
 	sock := filepath.Join(dir, "s.sock")
-	c, err := Parse("berthd", []string{"--config-file", conf, "-H", "unix://" + sock, "-H", "tcp://127.0.0.1:0", "--exec-root", dir + "/run", "--data-root", dir + "/lib", "-l", "error"}, io.Discard)
+	c, err := Parse("berthd", []string{"--config-file", conf, "-H", "unix://" + sock, "-H", "tcp://127.0.0.1:0", "--exec-root", dir + "/run", "--data-root", dir + "/lib", "-l", "error", "--bridge", "none", "--iptables=false"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
