@@ -37,7 +37,14 @@ func setProxy(p *ProxyConfig) {
 }
 
 // remoteAPI gives what moves images the shape that the API asks for.
-type remoteAPI struct{ *image.Remote }
+type remoteAPI struct {
+	*image.Remote
+	*registry.Client
+}
+
+func (r remoteAPI) Push(ctx context.Context, o httpapi.PushOptions, progress func(jsonstream.Message)) error {
+	return r.Remote.Push(ctx, image.PushOptions(o), progress)
+}
 
 func (r remoteAPI) Pull(ctx context.Context, o httpapi.PullOptions, progress func(jsonstream.Message)) error {
 	return r.Remote.Pull(ctx, image.PullOptions(o), progress)

@@ -171,7 +171,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
 			Wait: httpapi.WaitWith(containers.Wait), Streams: streams, Exec: enginecontainer.Execs{Service: containers}, Archive: files,
 			Update: edits, Prune: edits, Top: views, Changes: files, Stats: views, Export: files, Commit: files,
-			Images: images, Transfer: images, Puller: remoteAPI{remote}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: volumes, BuildCache: noBuildCache{},
+			Images: images, Transfer: images, Puller: remoteAPI{remote, registries}, Registry: remoteAPI{remote, registries}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: volumes, BuildCache: noBuildCache{},
 		},
 		API: api,
 		Reload: func(c *Config) {

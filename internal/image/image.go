@@ -228,7 +228,7 @@ func (s *Service) readRows() error {
 	return s.o.DB.Update(state.Async, func(tx *state.Tx) error {
 		for _, id := range lost {
 			tx.Delete("image", string(id))
-			s.dropManifests(tx, id)
+			dropManifests(s, tx, id)
 		}
 		for _, t := range dangling {
 			tx.Delete("tag", t)
@@ -293,7 +293,7 @@ func (s *Service) Release(ctx context.Context, id digest.Digest) error {
 func (s *Service) dropDeleted(_ context.Context, id digest.Digest) error {
 	err := s.o.DB.Update(state.Async, func(tx *state.Tx) error {
 		tx.Delete("image", string(id))
-		s.dropManifests(tx, id)
+		dropManifests(s, tx, id)
 		return nil
 	})
 	if err != nil {

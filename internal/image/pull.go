@@ -66,7 +66,7 @@ func (r *Remote) Pull(ctx context.Context, o PullOptions, progress func(jsonstre
 			var err error
 			newer, err = p.one(ctx, n)
 			if err == nil {
-				r.s.moveEvent(events.ActionPull, p.pulled, n.Familiar(), n)
+				moveEvent(r.s, events.ActionPull, p.pulled, n.Familiar(), n)
 			}
 			return err
 		}
@@ -87,7 +87,7 @@ func (r *Remote) Pull(ctx context.Context, o PullOptions, progress func(jsonstre
 			}
 			newer = newer || more
 		}
-		r.s.moveEvent(events.ActionPull, p.pulled, n.FamiliarRepository(), n)
+		moveEvent(r.s, events.ActionPull, p.pulled, n.FamiliarRepository(), n)
 		return nil
 	})
 	if err != nil {
@@ -171,7 +171,7 @@ func (p *pull) one(ctx context.Context, n ref.Name) (newer bool, err error) {
 		return false, err
 	}
 	p.rep.say("", "Digest: %s", top.Digest)
-	if newer = p.s.differs(im.ID, tags); newer {
+	if newer = differs(p.s, im.ID, tags); newer {
 		row := manifest{MediaType: raw.MediaType, Raw: raw.Raw}
 		if _, err := p.s.put(im, tags, func(tx *state.Tx) error { return tx.Put("manifest", manifestKey(im.ID, raw.Digest), row) }); err != nil {
 			return false, err
@@ -189,7 +189,7 @@ func configPlatform(im *Image) ocispec.Platform {
 }
 
 // differs reports whether a name of names is not an image's yet.
-func (s *Service) differs(id digest.Digest, names []ref.Name) bool {
+func differs(s *Service, id digest.Digest, names []ref.Name) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return slices.ContainsFunc(names, func(n ref.Name) bool { return s.tags[n.String()] != id })

@@ -270,14 +270,14 @@ type manifest struct {
 func manifestKey(id, m digest.Digest) string { return string(id) + "/" + string(m) }
 
 // dropManifests removes the manifests of an image that goes.
-func (s *Service) dropManifests(tx *state.Tx, id digest.Digest) {
+func dropManifests(s *Service, tx *state.Tx, id digest.Digest) {
 	for _, k := range s.o.DB.Keys("manifest", string(id)+"/") {
 		tx.Delete("manifest", k)
 	}
 }
 
 // moveEvent tells of a pull or a push: what it is about is a name, not an id.
-func (s *Service) moveEvent(action events.Action, im *Image, name string, n ref.Name) {
+func moveEvent(s *Service, action events.Action, im *Image, name string, n ref.Name) {
 	attrs := map[string]string{}
 	for k, v := range im.Config.Config.Labels {
 		attrs[k] = v
