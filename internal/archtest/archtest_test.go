@@ -157,7 +157,7 @@ func layer(name string) (int, string) {
 }
 
 // tooling are packages outside the product: nothing imports them.
-var tooling = []string{"archtest", "enginetest", "image/mkstarter", "snapshot/snapshottest", "logs/logstest", "bench"}
+var tooling = []string{"archtest", "enginetest", "image/mkstarter", "snapshot/snapshottest", "logs/logstest", "registry/registrytest", "bench"}
 
 func isTooling(name string) bool {
 	return slices.ContainsFunc(tooling, func(t string) bool { return name == t || strings.HasPrefix(name, t+"/") })
