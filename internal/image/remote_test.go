@@ -638,9 +638,15 @@ func TestPush(t *testing.T) {
 	// A registry that fails for a while, and one that refuses.
 	third, fails := registrytest.New(), 0
 	third.Fault = func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodPatch && fails < 2 {
+		if r.Method != http.MethodPatch {
+			return false
+		}
+		third.Lock()
+		fails++
+		fail := fails <= 2
+		third.Unlock()
+		if fail {
 			_, _ = io.CopyN(io.Discard, r.Body, 10)
-			fails++
 			w.WriteHeader(http.StatusInternalServerError)
 			return true
 		}
