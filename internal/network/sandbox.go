@@ -719,8 +719,8 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports,
 	*b = *old
 	b.fd = -1
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
-	switch {
-	case i == old.Through, i == old.Through6:
+	switch i {
+	case old.Through, old.Through6:
 		(publisher{s}).withdraw(old)
 		b.Bindings, b.Through, b.Through6, was = nil, 0, 0, nil
 	default:
@@ -747,7 +747,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports,
 		now := families{has.v4 && !led.v4, has.v6 && !led.v6}
 		if now.v4 || now.v6 {
 			_ = bridge.Gateways(ns, on.iface(e, now))
-			s.plugins.way(s, on, e, p)
+			s.plugins.way(on, e, p)
 		}
 		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}
