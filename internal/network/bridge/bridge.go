@@ -49,7 +49,9 @@ type Interface struct {
 func Ensure(c Config) (int, error) {
 	link, err := netlink.LinkByName(c.Name)
 	var missing netlink.LinkNotFoundError
+	made := false
 	if errors.As(err, &missing) {
+		made = true
 		if !c.Own {
 			return 0, fmt.Errorf("bridge device with non default name %s must be created manually", c.Name)
 		}
@@ -73,9 +75,11 @@ func Ensure(c Config) (int, error) {
 			return 0, fmt.Errorf("cannot set the MTU of %s: %w", c.Name, err)
 		}
 	}
-	// Without IPv6 on the bridge the kernel would give it a link-local address all the same.
-	v6 := slices.ContainsFunc(c.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
-	setIPv6(c.Name, v6)
+	// Without IPv6 on the bridge the kernel would give it a link-local address all the same. One
+	// that was there before may have addresses of somebody else.
+	if v6 := slices.ContainsFunc(c.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }); v6 || made {
+		setIPv6(c.Name, v6)
+	}
 	apart(c)
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
