@@ -72,7 +72,9 @@ type Config struct {
 	Proxy           ProxyConfig
 
 	flags map[string]string // the flags that were given, for a reload
-	args  []string          // the command line, for a reload
+
+	listening []netip.AddrPort // where the API is served by TCP
+	args      []string         // the command line, for a reload
 }
 
 // LogConfig is the engine's own log.

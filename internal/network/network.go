@@ -52,8 +52,9 @@ import (
 
 // Config is the daemon's configuration of networks.
 type Config struct {
-	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
-	OwnBridge   string // the name of the engine's own; "" is DefaultBridge
+	Bridge      string           // "" is the engine's own default bridge, "none" none, else an existing one
+	Listening   []netip.AddrPort // TCP ports of the engine itself: nobody else gets them
+	OwnBridge   string           // the name of the engine's own; "" is DefaultBridge
 	BridgeIP    netip.Prefix
 	BridgeIP6   netip.Prefix
 	FixedCIDR   netip.Prefix
@@ -289,6 +290,7 @@ func (s *Service) load() error {
 		s.add(n)
 		lack = err
 	}
+	s.ports.reserve(s.o.Config.Listening)
 	s.loadSandboxes()
 	publisher{s}.forward(false)
 	if slices.ContainsFunc(s.all(), func(n *Network) bool { return n.EnableIPv6 && n.Driver == "bridge" }) {
