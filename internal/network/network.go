@@ -126,11 +126,11 @@ type Network struct {
 	PoolIDs []string `json:"pool-ids,omitempty"` // of an IPAM plugin, for each of IPAM.Config
 	Space   string   `json:"space,omitempty"`    // its address space
 
-	fresh   bool       // it is being made, not read at boot
-	bare    [2]bool    // no gateway is wanted for IPv4, IPv6
-	other   addressing // who hands out its addresses; nil for the engine itself
-	fault   error      // why it cannot be used
-	index   int        // of the bridge or the parent
+	fresh   bool         // it is being made, not read at boot
+	bare    [2]bool      // no gateway is wanted for IPv4, IPv6
+	other   addressing   // who hands out its addresses; nil for the engine itself
+	fault   error        // why it cannot be used
+	index   atomic.Int64 // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }
@@ -159,6 +159,7 @@ type Service struct {
 	dns       *dns.Server
 	outlives  atomic.Pointer[outliver]
 	announcer announcer
+	mender    mender
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -360,8 +361,6 @@ func (s *Service) ID(name string) string {
 
 // HasIPv6 reports whether a network, by name or id, has IPv6.
 func HasIPv6(s *Service, ref string) bool {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	n, err := s.find(ref)
 	return err == nil && n.EnableIPv6
 }

@@ -183,7 +183,7 @@ func (s publisher) open(list []firewall.Link) error {
 	for _, l := range list {
 		for _, a := range []netip.Addr{l.From, l.To} {
 			if a.Is6() && n != nil {
-				if err := bridge.Answer(n.Bridge, n.index, a); err != nil {
+				if err := bridge.Answer(n.Bridge, int(n.index.Load()), a); err != nil {
 					return err
 				}
 			}
@@ -458,7 +458,12 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	if err := s.plugins.of(n.Driver).join(n, &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}); err != nil {
+	driver, how, seen := s.plugins.of(n.Driver), &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}, n.index.Load()
+	err = driver.join(n, how)
+	if err != nil && lostBridge(n, err) && s.mender.mend(s, n, seen) {
+		err = driver.join(n, how)
+	}
+	if err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
 	return ep, nil
