@@ -81,6 +81,7 @@ type Config struct {
 type LogConfig struct {
 	Level  string // debug, info, warn, error, fatal
 	Format string // text or json
+	Raw    bool   // plain lines on a terminal, too
 }
 
 // APIConfig is how the API is served.
