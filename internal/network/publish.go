@@ -384,7 +384,7 @@ func (s publisher) forgetFlows(list []Binding) {
 		if len(f) == 0 {
 			continue
 		}
-		err := netlink.ErrDumpInterrupted
+		var err error = netlink.ErrDumpInterrupted
 		for try := 0; try < 5 && errors.Is(err, netlink.ErrDumpInterrupted); try++ { // the table changes all the time
 			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, []netlink.InetFamily{unix.AF_INET, unix.AF_INET6}[v], f...)
 		}
