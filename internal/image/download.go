@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/ref"
@@ -38,14 +39,14 @@ type downloads struct {
 	all map[digest.Digest]*download
 }
 
-// sweep removes what was left behind and nobody came back for.
-func (ds *downloads) sweep() {
+// sweep removes what was left behind and nobody came back for in a while.
+func (ds *downloads) sweep(age time.Duration) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	entries, _ := os.ReadDir(ds.dir) // the next pull tells
 	for _, e := range entries {
 		st, err := e.Info()
-		if err != nil || ds.all[digest.NewDigestFromEncoded(digest.SHA256, e.Name())] != nil || time.Since(st.ModTime()) < partialLife {
+		if err != nil || ds.all[digest.NewDigestFromEncoded(digest.SHA256, e.Name())] != nil || time.Since(st.ModTime()) < age {
 			continue
 		}
 		_ = os.Remove(filepath.Join(ds.dir, e.Name()))
@@ -141,7 +142,7 @@ func (t *ticket) leave() {
 		return
 	}
 	delete(d.ds.all, d.desc.Digest)
-	if d.stored || d.n == 0 || errs.Is(d.err, errs.Invalid) {
+	if d.stored || d.n == 0 || errs.Is(d.err, errs.Invalid) || errors.Is(d.err, unix.ENOSPC) {
 		_ = os.Remove(d.f.Name())
 	}
 	_ = d.f.Close()

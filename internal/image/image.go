@@ -128,6 +128,8 @@ type Service struct {
 	names    map[digest.Digest][]ref.Name // of each image, sorted
 	resolved map[string]*Image            // answers of Resolve, until anything changes
 
+	pruned func() // removes what pulls have left; set once by NewRemote, may be nil
+
 	builtin   map[string]func() (io.ReadCloser, error) // by full reference
 	builtinMu sync.Mutex
 }

@@ -13,6 +13,7 @@ import (
 	apiregistry "github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/oci"
@@ -58,7 +59,7 @@ func (r *Remote) Pull(ctx context.Context, o PullOptions, progress func(jsonstre
 		rep.say("", "Status: Image is up to date for %s", n.Familiar())
 		return nil
 	}
-	defer r.dl.sweep()
+	defer r.dl.sweep(partialLife)
 	newer, at := false, n
 	err = r.c.Each(ctx, n, o.Auth, registry.Pull, func(repo *registry.Repository) error {
 		p := &pull{Remote: r, repo: repo, rep: rep, want: want, asked: o.Platform}
@@ -351,8 +352,8 @@ func (p *pull) layers(ctx context.Context, im *Image, m *oci.Manifest, repo stri
 		}
 		chain := im.Layers[l.at]
 		if err = p.unpack(ctx, l, parent, chain, im.Config.RootFS.DiffIDs[l.at]); err != nil {
-			if errs.Is(err, errs.Invalid) {
-				l.ticket.setStored() // nobody needs it a second time
+			if errs.Is(err, errs.Invalid) || errors.Is(err, unix.ENOSPC) {
+				l.ticket.setStored() // nobody needs it a second time, or there is no room for it
 			}
 			if derr := l.ticket.failure(); derr != nil {
 				err = derr

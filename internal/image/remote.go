@@ -53,7 +53,8 @@ func NewRemote(s *Service, c *registry.Client, l RemoteLimits) (*Remote, error) 
 	if err := os.MkdirAll(r.dl.dir, 0o700); err != nil {
 		return nil, err
 	}
-	r.dl.sweep()
+	r.dl.sweep(partialLife)
+	s.pruned = func() { r.dl.sweep(0) }
 	r.SetLimits(l)
 	return r, nil
 }

@@ -247,6 +247,7 @@ func TestPullDropped(t *testing.T) {
 	f := newFar(t, reg)
 	spec := imageSpec{layers: [][]byte{tarOf(t, entry{name: "big", body: noise(3 << 20)}), tarOf(t, entry{name: "small", body: "x"})}, at: 1}
 	publish(t, reg, "big", "1", spec, gz, false)
+	publish(t, reg, "small", "1", imageSpec{layers: spec.layers[1:], at: 1}, gz, false)
 	big := digest.FromBytes(gz(t, spec.layers[0]))
 
 	// The connection is lost three times; each time it goes on.
@@ -337,6 +338,18 @@ func TestPullDropped(t *testing.T) {
 	out, err := f.pull("big:1")
 	if err == nil || !strings.Contains(out, "Retrying in 20 seconds") || err.Error() != "received unexpected HTTP status: 502 Bad Gateway" {
 		t.Error(err, out)
+	}
+
+	// A prune removes what nobody has come back for.
+	if err := os.WriteFile(left, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.must("x/none", func(o *PullOptions) { o.Ref = f.host + "/small:1" })
+	if f.partials() == 0 {
+		t.Error("a pull has removed what another may need")
+	}
+	if _, err := f.Prune(t.Context(), nil); err != nil || f.partials() != 0 {
+		t.Error(err, f.partials())
 	}
 }
 

@@ -253,6 +253,9 @@ func (s *Service) Prune(ctx context.Context, args filter.Args) (PruneReport, err
 	if err != nil {
 		return PruneReport{}, err
 	}
+	if s.pruned != nil {
+		s.pruned()
+	}
 	var rep PruneReport
 	before := s.layers.total()
 	children := s.children()

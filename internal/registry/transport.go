@@ -19,8 +19,8 @@ import (
 
 const (
 	dialTimeout   = 30 * time.Second
-	headerTimeout = 2 * time.Minute
-	idleTimeout   = time.Minute // without a byte, a download counts as dropped
+	headerTimeout = 5 * time.Minute // some take long to put a large layer together
+	idleTimeout   = time.Minute     // without a byte, a download counts as dropped
 	maxRedirects  = 10
 )
 

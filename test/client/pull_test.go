@@ -291,3 +291,101 @@ func TestPullKilled(t *testing.T) {
 	}
 	e.Client("berth").Must("pull", host+"/big")
 }
+
+// TestCredentialHelper keeps passwords with a program of the user's.
+func TestCredentialHelper(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	reg := registrytest.New()
+	reg.Users = map[string]string{"me": "secret"}
+	host := serveRegistry(t, e, reg, 5000)
+	dir := t.TempDir()
+	helper := filepath.Join(dir, "docker-credential-fake")
+	script := `#!/bin/sh
+cd ` + dir + `
+case $1 in
+store) cat >kept ;;
+get) cat >/dev/null; test -f kept && cat kept && exit; echo credentials not found in native keychain; exit 1 ;;
+erase) cat >/dev/null; rm -f kept ;;
+list) echo {} ;;
+esac
+`
+	if err := os.WriteFile(helper, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	e.Each(t, func(t *testing.T, c *enginetest.Client) {
+		run := func(ok bool, in string, args ...string) string {
+			t.Helper()
+			cmd := c.Command(args...)
+			cmd.Env = append(cmd.Env, "PATH="+dir+":"+os.Getenv("PATH"))
+			cmd.Stdin = strings.NewReader(in)
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != ok {
+				t.Errorf("%s %v: %v\n%s", c.Name, args, err, out)
+			}
+			return string(out)
+		}
+		config := filepath.Join(e.Dir, "h", ".docker", "config.json")
+		if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(config, fmt.Appendf(nil, `{"credHelpers":{%q:"fake"},"psFormat":"x"}`, host), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out := run(true, "secret", "login", "-u", "me", "--password-stdin", host); strings.Contains(out, "unencrypted") {
+			t.Errorf("login: %s", out)
+		}
+		kept, err := os.ReadFile(filepath.Join(dir, "kept"))
+		if err != nil || !strings.Contains(string(kept), `"Secret":"secret"`) || !strings.Contains(string(kept), `"Username":"me"`) {
+			t.Errorf("the helper was told %s, %v", kept, err)
+		}
+		if b, err := os.ReadFile(config); err != nil || strings.Contains(string(b), "c2VjcmV0") || !strings.Contains(string(b), "psFormat") {
+			t.Errorf("config.json: %s, %v", b, err)
+		}
+		repo := host + "/" + c.Name + ":1"
+		run(true, "", "tag", enginetest.Image, repo)
+		run(true, "", "push", repo)
+		run(true, "", "rmi", repo)
+		run(true, "", "pull", repo)
+		run(true, "", "rmi", repo)
+		run(true, "", "logout", host)
+		if out := run(false, "", "pull", repo); !strings.Contains(out, "no basic auth credentials") {
+			t.Errorf("pull after logout: %s", out)
+		}
+		if err := os.Remove(config); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestPullProxy goes through the engine's proxy, to a registry that speaks plain HTTP.
+func TestPullProxy(t *testing.T) {
+	t.Parallel()
+	const proxy = "http://127.0.0.1:5009"
+	e := enginetest.Start(t, enginetest.WithArgs("--http-proxy", proxy, "--https-proxy", proxy, "--no-proxy", "other.example", "--insecure-registry", "reg.example"))
+	reg := registrytest.New()
+	var mu sync.Mutex
+	var asked []string
+	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		asked = append(asked, r.Method+" "+r.Host)
+		mu.Unlock()
+		if r.Method == http.MethodConnect { // no https there
+			w.WriteHeader(http.StatusBadGateway)
+			return true
+		}
+		return false
+	}
+	serveRegistry(t, e, reg, 5009)
+	bigImage(t, reg, "x", 1000)
+	e.Docker("pull", "reg.example/x")
+	mu.Lock()
+	if len(asked) < 4 || asked[0] != "CONNECT reg.example:443" || asked[1] != "GET reg.example" {
+		t.Errorf("the proxy was asked %q", asked)
+	}
+	asked = nil
+	mu.Unlock()
+	if r := e.Client("docker").Run("pull", "other.example/x"); r.Code != 1 || len(asked) != 0 {
+		t.Errorf("%+v, the proxy was asked %q", r, asked)
+	}
+}
