@@ -66,7 +66,7 @@ type errorList []*Error
 func (l errorList) Error() string { return l[0].Error() }
 
 // writeError answers with err. What is not an Error is ours, and its text stays here.
-func writeError(w http.ResponseWriter, err error) (status int) {
+func writeError(w http.ResponseWriter, err error) {
 	var list errorList
 	var one *Error
 	switch {
@@ -80,5 +80,4 @@ func writeError(w http.ResponseWriter, err error) (status int) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(list[0].Status)
 	_, _ = w.Write(append(b, '\n'))
-	return list[0].Status
 }

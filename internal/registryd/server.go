@@ -128,6 +128,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		if rec.status == 0 {
+			// A client that is still sending would see a broken connection and no answer.
+			if r.Header.Get("Expect") == "" && r.ContentLength != 0 {
+				_, _ = io.CopyN(io.Discard, r.Body, maxDrain)
+			}
 			writeError(rec, err)
 		}
 		var one *Error
@@ -143,6 +147,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.log.Info("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.n, "took", took.Round(time.Microsecond), "remote", r.RemoteAddr, "user", req.user, "agent", r.UserAgent())
 	}
 }
+
+const maxDrain = 16 << 20 // of a body that is refused
 
 // access is a right that a request needs.
 type access struct{ kind, name, action string }

@@ -61,7 +61,9 @@ type answer struct {
 
 // code is the code of an error in the specification's form.
 func (a answer) code() string {
-	var e struct{ Errors []struct{ Code, Message string } }
+	var e struct {
+		Errors []struct{ Code, Message string }
+	}
 	_ = json.Unmarshal(a.body, &e)
 	if len(e.Errors) == 0 {
 		return ""
