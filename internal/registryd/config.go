@@ -21,6 +21,7 @@ import (
 // that files can be taken over.
 type Config struct {
 	Version       string        `yaml:"version"`
+	LogLevel      string        `yaml:"loglevel"` // before there was log.level
 	Log           LogConfig     `yaml:"log"`
 	Storage       StorageConfig `yaml:"storage"`
 	Auth          AuthConfig    `yaml:"auth"`
@@ -367,6 +368,9 @@ func (c *Config) finish() error {
 		if e.URL == "" && !e.Disabled {
 			return bad("notifications.endpoints[%d] has no url", i)
 		}
+	}
+	if c.Log.Level == "" {
+		c.Log.Level = c.LogLevel
 	}
 	usual := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {

@@ -96,6 +96,9 @@ func TestConfig(t *testing.T) {
 	if c, err = readConfig(t, "", "REGISTRY_AUTH_HTPASSWD_REALM=Registry Realm", "REGISTRY_AUTH_HTPASSWD_PATH=/p"); err != nil || c.Auth.Htpasswd.Realm != "Registry Realm" || c.HTTP.Addr != ":5000" {
 		t.Error(c, err)
 	}
+	if c, err = readConfig(t, "loglevel: warn\n"); err != nil || c.Log.Level != "warn" {
+		t.Error(c, err)
+	}
 	for text, want := range map[string]string{
 		"version: 0.1\nhttp:\n  adr: x\n": `line 3: unknown key "adr"`,
 		"storage:\n  s3: {}\n":            `line 2: storage driver "s3" is not supported, only filesystem`,
