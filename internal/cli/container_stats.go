@@ -37,6 +37,7 @@ func (r statsRow) Container() string {
 	}
 	return r.ref
 }
+
 func (r statsRow) Name() string {
 	if n := strings.TrimPrefix(r.name, "/"); n != "" {
 		return n

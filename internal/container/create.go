@@ -348,6 +348,18 @@ func merge(cfg *container.Config, img *image.Image) {
 
 // validate refuses what cannot work, and fills the host configuration with the
 // daemon's defaults.
+// forwards reports whether the host forwards IPv4, without which a network leads nowhere.
+func forwards() bool {
+	fd, err := unix.Open("/proc/sys/net/ipv4/ip_forward", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return true // nothing is known
+	}
+	defer unix.Close(fd)
+	var b [1]byte
+	n, err := unix.Read(fd, b[:])
+	return err != nil || n == 0 || b[0] != '0'
+}
+
 func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warnings []string, err error) {
 	bad := func(format string, args ...any) ([]string, error) {
 		return nil, errs.New(errs.Invalid, format, args...)
@@ -418,6 +430,9 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	}
 	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	}
+	if !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsContainer() && !forwards() {
+		warnings = append(warnings, "IPv4 forwarding is disabled. Networking will not work.")
 	}
 	if err := s.def.Load().logConfig(&hc.LogConfig); err != nil {
 		return nil, err

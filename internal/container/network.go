@@ -520,7 +520,7 @@ func rewrite(path, text string) error {
 }
 
 // sumAttribute holds, of a resolv.conf, the sum of what the engine wrote.
-const sumAttribute = "user.berth.written"
+const sumAttribute = "trusted.berth.written"
 
 // writeResolvConf is rewrite for a container's resolv.conf: with gently, one that somebody
 // has edited stays. On a filesystem without attributes that cannot be told.

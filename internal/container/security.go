@@ -2,6 +2,7 @@ package container
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,7 +121,7 @@ func (s creator) checkProcess(cfg *container.Config, hc *container.HostConfig) e
 		return errs.New(errs.Invalid, "invalid Annotations: the empty string is not permitted as an annotation key")
 	}
 	for dest, opts := range hc.Tmpfs {
-		if dest == "/" {
+		if path.Clean(dest) == "/" {
 			return errs.New(errs.Invalid, "invalid specification: destination can't be '/'")
 		}
 		if _, err := tmpfsOptions(opts); err != nil {

@@ -72,13 +72,16 @@ type Config struct {
 	Proxy           ProxyConfig
 
 	flags map[string]string // the flags that were given, for a reload
-	args  []string          // the command line, for a reload
+
+	listening []netip.AddrPort // where the API is served by TCP
+	args      []string         // the command line, for a reload
 }
 
 // LogConfig is the engine's own log.
 type LogConfig struct {
 	Level  string // debug, info, warn, error, fatal
 	Format string // text or json
+	Raw    bool   // plain lines on a terminal, too
 }
 
 // APIConfig is how the API is served.

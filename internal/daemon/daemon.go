@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -48,6 +49,11 @@ func Run(ctx context.Context, c *Config, ready func()) (err error) {
 	if c.OOMScoreAdjust != 0 {
 		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(c.OOMScoreAdjust)), 0o644); err != nil {
 			slog.Warn("cannot set oom_score_adj", "error", err)
+		}
+	}
+	for _, e := range sockets {
+		if a, ok := e.Addr().(*net.TCPAddr); ok {
+			c.listening = append(c.listening, a.AddrPort())
 		}
 	}
 	tellLimits(c, "")

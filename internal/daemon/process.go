@@ -20,9 +20,12 @@ func setLog(c *Config) *slog.LevelVar {
 	level.Set(logLevel(c))
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: levelName}
 	var h slog.Handler
-	if c.Log.Format == "json" {
+	switch {
+	case c.Log.Format == "json":
 		h = slog.NewJSONHandler(os.Stderr, o)
-	} else {
+	case !c.Log.Raw && isTerminal(os.Stderr):
+		h = newConsole(os.Stderr, level)
+	default:
 		h = slog.NewTextHandler(os.Stderr, o)
 	}
 	slog.SetDefault(slog.New(h))

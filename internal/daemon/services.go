@@ -318,6 +318,7 @@ func networkConfig(c *Config) enginenetwork.Config {
 		IPTables: n.FirewallBackend == "iptables", NoIPv6Rules: !n.IP6Tables, HostRules: n.HostRules,
 		HostGateway: n.HostGatewayIPs, Table: engineName(c), AllowDirect: n.AllowDirect, Relay: n.UserlandProxy, Defaults: n.DefaultNetworkOpt,
 	}
+	out.Listening = c.listening
 	if c.Program == "dockerd" { // what is written for that one looks for its bridge
 		out.OwnBridge = "docker0"
 	}

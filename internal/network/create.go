@@ -474,8 +474,8 @@ func (s *Service) defaultBridge(created time.Time) (*Network, error) {
 		optDefault: "true", optICC: strconv.FormatBool(n.ICC), optMasq: strconv.FormatBool(n.Masq), optHostIP: host, optBridge: n.Bridge, optMTU: strconv.Itoa(n.MTU),
 	}
 	n.open()
-	var err error
-	n.index, err = bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own, Apart: !n.ICC})
+	index, err := bridge.Ensure(bridge.Config{Name: n.Bridge, MTU: n.MTU, Addrs: n.gateways(), Own: own, Apart: !n.ICC})
+	n.index.Store(int64(index))
 	n.pool = newPool()
 	return n, err
 }

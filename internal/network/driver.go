@@ -85,7 +85,7 @@ func (bridgeDriver) up(s *Service, n *Network) error {
 	if err != nil {
 		return err
 	}
-	n.index = index
+	n.index.Store(int64(index))
 	if n.other == nil { // a plugin is not asked for addresses that nobody may want
 		n.pool = newPool()
 	}
@@ -106,7 +106,7 @@ func (bridgeDriver) down(s *Service, n *Network) {
 func (bridgeDriver) join(n *Network, j *joining) error {
 	in := n.iface(j.ep, j.gw)
 	in.Sysctls = j.sysctls
-	if err := bridge.Join(n.index, j.ns, in); err != nil {
+	if err := bridge.Join(int(n.index.Load()), j.ns, in); err != nil {
 		return err
 	}
 	j.ep.Host, j.ep.MAC = in.Host, in.MAC
@@ -166,7 +166,8 @@ func (d vlanDriver) up(_ *Service, n *Network) error {
 	if err != nil {
 		return err
 	}
-	n.index, n.OwnParent = index, n.OwnParent || made
+	n.OwnParent = n.OwnParent || made
+	n.index.Store(int64(index))
 	return nil
 }
 
@@ -205,7 +206,7 @@ func (d vlanDriver) join(n *Network, j *joining) error {
 	if d.ip {
 		in.MAC = net.HardwareAddr{}
 	}
-	if err := vlan.Join(n.index, j.ns, k, in); err != nil {
+	if err := vlan.Join(int(n.index.Load()), j.ns, k, in); err != nil {
 		return err
 	}
 	j.ep.Host, j.ep.MAC = in.Host, in.MAC

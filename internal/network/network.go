@@ -52,8 +52,9 @@ import (
 
 // Config is the daemon's configuration of networks.
 type Config struct {
-	Bridge      string // "" is the engine's own default bridge, "none" none, else an existing one
-	OwnBridge   string // the name of the engine's own; "" is DefaultBridge
+	Bridge      string           // "" is the engine's own default bridge, "none" none, else an existing one
+	Listening   []netip.AddrPort // TCP ports of the engine itself: nobody else gets them
+	OwnBridge   string           // the name of the engine's own; "" is DefaultBridge
 	BridgeIP    netip.Prefix
 	BridgeIP6   netip.Prefix
 	FixedCIDR   netip.Prefix
@@ -125,11 +126,11 @@ type Network struct {
 	PoolIDs []string `json:"pool-ids,omitempty"` // of an IPAM plugin, for each of IPAM.Config
 	Space   string   `json:"space,omitempty"`    // its address space
 
-	fresh   bool       // it is being made, not read at boot
-	bare    [2]bool    // no gateway is wanted for IPv4, IPv6
-	other   addressing // who hands out its addresses; nil for the engine itself
-	fault   error      // why it cannot be used
-	index   int        // of the bridge or the parent
+	fresh   bool         // it is being made, not read at boot
+	bare    [2]bool      // no gateway is wanted for IPv4, IPv6
+	other   addressing   // who hands out its addresses; nil for the engine itself
+	fault   error        // why it cannot be used
+	index   atomic.Int64 // of the bridge or the parent
 	subnets []*ipam.Subnet
 	pool    *pool
 }
@@ -158,6 +159,7 @@ type Service struct {
 	dns       *dns.Server
 	outlives  atomic.Pointer[outliver]
 	announcer announcer
+	mender    mender
 }
 
 const bucket, sandboxBucket = "network", "sandbox"
@@ -289,6 +291,7 @@ func (s *Service) load() error {
 		s.add(n)
 		lack = err
 	}
+	s.ports.reserve(s.o.Config.Listening)
 	s.loadSandboxes()
 	publisher{s}.forward(false)
 	if slices.ContainsFunc(s.all(), func(n *Network) bool { return n.EnableIPv6 && n.Driver == "bridge" }) {
@@ -358,8 +361,6 @@ func (s *Service) ID(name string) string {
 
 // HasIPv6 reports whether a network, by name or id, has IPv6.
 func HasIPv6(s *Service, ref string) bool {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	n, err := s.find(ref)
 	return err == nil && n.EnableIPv6
 }

@@ -114,7 +114,7 @@ func (p *plugins) leave(s *Service, n *Network, ns int, ep *Endpoint) {
 }
 
 // way tells a plugin that the default route is by its network from now on.
-func (p *plugins) way(s *Service, n *Network, ep *Endpoint, ports *Ports) {
+func (p *plugins) way(n *Network, ep *Endpoint, ports *Ports) {
 	if !n.foreign() || ep.Published {
 		return
 	}

@@ -58,6 +58,11 @@ func newPool() *pool {
 
 func (p *pool) drain(n *Network) {
 	p.closed.Store(true)
+	p.empty(n)
+}
+
+// empty drops what is there.
+func (p *pool) empty(n *Network) {
 	for {
 		select {
 		case r := <-p.ch:

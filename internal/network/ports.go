@@ -256,6 +256,21 @@ func (p *ports) takeRun(container string, w want, n int) (Binding, error) {
 	return b, nil
 }
 
+// reserve keeps TCP ports of the engine itself from containers.
+func (p *ports) reserve(list []netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range list {
+		host := a.Addr().Unmap()
+		for _, v6 := range []bool{false, true} {
+			if v6 == host.Is6() || host.IsUnspecified() {
+				k := portKey{unix.IPPROTO_TCP, v6, a.Port()}
+				p.taken[k] = append(p.taken[k], holder{host: host})
+			}
+		}
+	}
+}
+
 // retake takes the ports that a running container had before the engine came back.
 func (p *ports) retake(container string, list []Binding) {
 	p.mu.Lock()

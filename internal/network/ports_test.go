@@ -74,3 +74,20 @@ func TestFrames(t *testing.T) {
 		t.Errorf("checksum: %x", sum)
 	}
 }
+
+// A port of the engine itself is told as one that is allocated, on its address only.
+func TestReserve(t *testing.T) {
+	var p ports
+	p.taken = map[portKey][]holder{}
+	p.reserve([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:21999"), netip.MustParseAddrPort("[::]:21998")})
+	for _, x := range []struct {
+		host string
+		port uint16
+		want bool
+	}{{"127.0.0.1", 21999, true}, {"0.0.0.0", 21999, true}, {"127.0.0.2", 21999, false}, {"::1", 21999, false}, {"127.0.0.1", 21998, true}, {"::1", 21998, true}} {
+		host := netip.MustParseAddr(x.host)
+		if got := p.conflicts(portKey{unix.IPPROTO_TCP, host.Is6(), x.port}, host); got != x.want {
+			t.Errorf("%s:%d: %v", x.host, x.port, got)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -383,7 +384,11 @@ func (s publisher) forgetFlows(list []Binding) {
 		if len(f) == 0 {
 			continue
 		}
-		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, []netlink.InetFamily{unix.AF_INET, unix.AF_INET6}[v], f...); err != nil {
+		var err error = netlink.ErrDumpInterrupted
+		for try := 0; try < 5 && errors.Is(err, netlink.ErrDumpInterrupted); try++ { // the table changes all the time
+			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, []netlink.InetFamily{unix.AF_INET, unix.AF_INET6}[v], f...)
+		}
+		if err != nil {
 			s.o.Log.Debug("cannot forget flows of UDP", "error", err)
 		}
 	}

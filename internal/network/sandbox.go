@@ -183,7 +183,7 @@ func (s publisher) open(list []firewall.Link) error {
 	for _, l := range list {
 		for _, a := range []netip.Addr{l.From, l.To} {
 			if a.Is6() && n != nil {
-				if err := bridge.Answer(n.Bridge, n.index, a); err != nil {
+				if err := bridge.Answer(n.Bridge, int(n.index.Load()), a); err != nil {
 					return err
 				}
 			}
@@ -458,7 +458,12 @@ func (s *Service) join(n *Network, ns int, name string, e *network.EndpointSetti
 			n.release(ep)
 		}
 	}()
-	if err := s.plugins.of(n.Driver).join(n, &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}); err != nil {
+	driver, how, seen := s.plugins.of(n.Driver), &joining{ns: ns, ep: ep, gw: gw, ports: who.ports, sysctls: sys}, n.index.Load()
+	err = driver.join(n, how)
+	if err != nil && lostBridge(n, err) && s.mender.mend(s, n, seen) {
+		err = driver.join(n, how)
+	}
+	if err != nil {
 		return nil, errs.Wrap(errs.Internal, advised(err), "failed to set up container networking")
 	}
 	return ep, nil
@@ -719,8 +724,8 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports,
 	*b = *old
 	b.fd = -1
 	b.Endpoints = slices.Delete(slices.Clone(old.Endpoints), i, i+1)
-	switch {
-	case i == old.Through, i == old.Through6:
+	switch i {
+	case old.Through, old.Through6:
 		(publisher{s}).withdraw(old)
 		b.Bindings, b.Through, b.Through6, was = nil, 0, 0, nil
 	default:
@@ -747,7 +752,7 @@ func (s *Service) Disconnect(_ context.Context, container, ref string, p *Ports,
 		now := families{has.v4 && !led.v4, has.v6 && !led.v6}
 		if now.v4 || now.v6 {
 			_ = bridge.Gateways(ns, on.iface(e, now))
-			s.plugins.way(s, on, e, p)
+			s.plugins.way(on, e, p)
 		}
 		led.v4, led.v6 = led.v4 || has.v4, led.v6 || has.v6
 	}

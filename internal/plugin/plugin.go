@@ -184,8 +184,9 @@ func (p *Plugin) Activate(ctx context.Context, iface string) error {
 			if err == nil {
 				break
 			}
-			if errs.Is(err, errs.NotFound) || errs.Is(err, errs.Invalid) {
-				return err
+			var stranger *tls.CertificateVerificationError
+			if errs.Is(err, errs.NotFound) || errs.Is(err, errs.Invalid) || errors.As(err, &stranger) {
+				return err // time mends none of them
 			}
 			select {
 			case <-ctx.Done():

@@ -93,7 +93,7 @@ func TestWhere(t *testing.T) {
 		}
 		cancel()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := New("unknown", dirs).Activate(ctx, "Echo"); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate of nobody: %v", err)

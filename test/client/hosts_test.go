@@ -116,3 +116,39 @@ func TestTwoHosts(t *testing.T) {
 		c.Must("network", "rm", "r", "m")
 	}
 }
+
+// A bridge that somebody removes is made again for the next container, and those that run are
+// put on it.
+func TestBridgeIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t)
+	c := e.Client("docker")
+	c.Must("network", "create", "-o", "com.docker.network.bridge.name=own0", "own")
+	for _, network := range []string{"bridge", "own"} {
+		web(c, "old-"+network, "hello", "--network", network)
+	}
+	for _, name := range []string{"berth0", "own0"} {
+		if err := e.Inside(func() error {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(l)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, network := range []string{"bridge", "own"} {
+		addr := addressOf(c, "old-"+network, network)
+		// Namespaces that waited on the old bridge may be handed out before anybody can know.
+		enginetest.Eventually(t, "containers on "+network+" reach each other", func() bool {
+			r := c.Run("run", "--rm", "--network", network, img, "ping", "-c", "1", "-W", "1", addr)
+			return r.Code == 0
+		})
+		if _, err := fetch(e, addr+":80"); err != nil {
+			t.Errorf("from the host: %v", err)
+		}
+	}
+	c.Must("rm", "-f", "old-bridge", "old-own")
+	c.Must("network", "rm", "own")
+}

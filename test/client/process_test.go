@@ -175,6 +175,7 @@ func TestProcessFlags(t *testing.T) {
 			{run + "--tmpfs /t:size=1m,mode=700,uid=1000,gid=2000 IMG stat -c %a␣%u␣%g /t", "700 1000 2000", "", 0},
 			{run + "--tmpfs /t:nonsense IMG true", "", `invalid tmpfs option "nonsense"`, 125},
 			{run + "--tmpfs / IMG true", "", "invalid specification: destination can't be '/'", 125},
+			{run + "--tmpfs // IMG true", "", "invalid specification: destination can't be '/'", 125},
 			{run + "-w /etc/passwd IMG true", "", "Cannot mkdir: /etc/passwd is not a directory", 125},
 			{run + "-w tmp IMG true", "", "the working directory 'tmp' is invalid, it needs to be an absolute path", 125},
 			// names and variables

@@ -97,3 +97,26 @@ func TestResolvers(t *testing.T) {
 		t.Error("an edited resolv.conf outlives a restart")
 	}
 }
+
+// Where the host does not forward, clients are told with each container that needs it.
+func TestForwardingIsOff(t *testing.T) {
+	t.Parallel()
+	e := enginetest.Start(t, enginetest.WithArgs("--ip-forward=false"))
+	if err := e.Inside(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o600)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	e.Each(t, func(t *testing.T, c *enginetest.Client) {
+		const warning = "WARNING: IPv4 forwarding is disabled. Networking will not work."
+		if r := c.Run("run", "--rm", img, "true"); r.Code != 0 || !strings.Contains(r.Err, warning) {
+			t.Errorf("%+v", r)
+		}
+		if r := c.Run("run", "--rm", "--network", "none", img, "true"); r.Code != 0 || r.Err != "" {
+			t.Errorf("without a network: %+v", r)
+		}
+		if r := c.Run("info"); !strings.Contains(r.Out+r.Err, "WARNING: IPv4 forwarding is disabled") {
+			t.Errorf("info: %+v", r)
+		}
+	})
+}

@@ -44,12 +44,25 @@ type Interface struct {
 	Isolated bool        // it may speak with the host, but not with its neighbours on the bridge
 }
 
+// whole asks for a list again while others change what it is about: the kernel says so,
+// and what it has told then may lack something.
+func whole[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 20 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
 // Ensure makes the bridge, or takes the one that is there, gives it its
 // addresses and brings it up. It returns its index.
 func Ensure(c Config) (int, error) {
 	link, err := netlink.LinkByName(c.Name)
 	var missing netlink.LinkNotFoundError
+	made := false
 	if errors.As(err, &missing) {
+		made = true
 		if !c.Own {
 			return 0, fmt.Errorf("bridge device with non default name %s must be created manually", c.Name)
 		}
@@ -73,11 +86,13 @@ func Ensure(c Config) (int, error) {
 			return 0, fmt.Errorf("cannot set the MTU of %s: %w", c.Name, err)
 		}
 	}
-	// Without IPv6 on the bridge the kernel would give it a link-local address all the same.
-	v6 := slices.ContainsFunc(c.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
-	setIPv6(c.Name, v6)
+	// Without IPv6 on the bridge the kernel would give it a link-local address all the same. One
+	// that was there before may have addresses of somebody else.
+	if v6 := slices.ContainsFunc(c.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }); v6 || made {
+		setIPv6(c.Name, v6)
+	}
 	apart(c)
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return 0, err
 	}
@@ -135,7 +150,7 @@ func Addresses(name string) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +187,7 @@ func RemoveUnused(name string) {
 	if err != nil || own.Type() != "bridge" {
 		return
 	}
-	all, err := netlink.LinkList()
+	all, err := whole(netlink.LinkList)
 	if err == nil && !slices.ContainsFunc(all, func(l netlink.Link) bool { return l.Attrs().MasterIndex == own.Attrs().Index }) {
 		_ = netlink.LinkDel(own)
 	}
@@ -323,7 +338,7 @@ func Gateways(ns int, in *Interface) error {
 		if g.Is6() {
 			family = netlink.FAMILY_V6
 		}
-		list, err := h.RouteList(nil, family)
+		list, err := whole(func() ([]netlink.Route, error) { return h.RouteList(nil, family) })
 		if err != nil {
 			return err
 		}
@@ -365,13 +380,13 @@ func Interfaces(ns int) (map[string][]netip.Prefix, error) {
 		return nil, err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := whole(h.LinkList)
 	if err != nil {
 		return nil, err
 	}
 	out := map[string][]netip.Prefix{}
 	for _, l := range links {
-		list, err := h.AddrList(l, netlink.FAMILY_ALL)
+		list, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, err
 		}
@@ -390,7 +405,7 @@ func Interfaces(ns int) (map[string][]netip.Prefix, error) {
 // HostRoutes are the destinations that the host has routes to, which new
 // subnets should avoid; the default route is not among them.
 func HostRoutes() ([]netip.Prefix, error) {
-	list, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, err
 	}
@@ -410,7 +425,7 @@ func HostRoutes() ([]netip.Prefix, error) {
 
 // DefaultMTU is that of the interface with the default route, 1500 without one.
 func DefaultMTU() int {
-	list, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	list, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return 1500
 	}

@@ -95,7 +95,7 @@ func Take(ns int, in *Interface, prefix string, hops []Hop) (err error) {
 
 // freeName is prefix with the first number that makes it a name which no interface has.
 func freeName(h *netlink.Handle, prefix string) (string, error) {
-	links, err := h.LinkList()
+	links, err := whole(h.LinkList)
 	if err != nil {
 		return "", err
 	}
