@@ -37,7 +37,7 @@ func (s *Server) manifestGet(r *request) error {
 		return nil
 	}
 	_, _ = r.w.Write(m.body)
-	s.events.manifest("pull", r, m.digest, m.mediaType, int64(len(m.body)), tagOf(r.ref))
+	s.events.manifest("pull", r, m.digest, m.mediaType, int64(len(m.body)), tagOf(r.ref), nil)
 	return nil
 }
 
@@ -90,7 +90,7 @@ func (s *Server) manifestPut(r *request) error {
 	if err := s.store.putManifest(r.name, tag, d, kind, m, body, !s.c.Validation.Disabled); err != nil {
 		return err
 	}
-	s.events.manifest("push", r, d, kind, int64(len(body)), tag)
+	s.events.manifest("push", r, d, kind, int64(len(body)), tag, m.descriptors())
 	h := r.w.Header()
 	h.Set("Location", s.url("/v2/"+r.name+"/manifests/"+d.String()))
 	h.Set("Docker-Content-Digest", d.String())
@@ -117,7 +117,7 @@ func (s *Server) manifestDelete(r *request) error {
 		if err := s.store.deleteTag(r.name, tag); err != nil {
 			return err
 		}
-		s.events.manifest("delete", r, "", "", 0, tag)
+		s.events.manifest("delete", r, "", "", 0, tag, nil)
 	} else {
 		d, err := parseDigest(r.ref)
 		if err != nil {
@@ -126,7 +126,7 @@ func (s *Server) manifestDelete(r *request) error {
 		if err := s.store.deleteManifest(r.name, d); err != nil {
 			return err
 		}
-		s.events.manifest("delete", r, d, "", 0, "")
+		s.events.manifest("delete", r, d, "", 0, "", nil)
 	}
 	r.w.Header().Set("Content-Length", "0")
 	r.w.WriteHeader(http.StatusAccepted)

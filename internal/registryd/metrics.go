@@ -16,13 +16,20 @@ import (
 // registries look for.
 type metrics struct {
 	inFlight atomic.Int64
-	bytes    [2]atomic.Int64 // sent, received; of mirrors: from the store, from upstream
+	hits     [2]atomic.Int64 // of a mirror, by blob and manifest: what the store had
+	misses   [2]atomic.Int64 // and what was fetched
+	pulled   [2]atomic.Int64 // bytes
 
 	mu       sync.Mutex
 	requests map[[3]string]int64     // handler, method, code
 	times    map[[2]string]*duration // handler, method
 	events   map[[2]string]int64     // endpoint, what became of them
 }
+
+const (
+	ofBlob = iota
+	ofManifest
+)
 
 type duration struct {
 	buckets [len(bounds)]int64
@@ -93,6 +100,15 @@ func (m *metrics) write(w io.Writer) {
 	for _, k := range slices.SortedFunc(maps.Keys(m.events), pairs) {
 		fmt.Fprintf(w, "registry_notifications_events_total{endpoint=%q,type=%q} %d\n", k[0], k[1], m.events[k])
 	}
-	head("registry_proxy_bytes_total", "counter", "Bytes of blobs by where a mirror had them from.")
-	fmt.Fprintf(w, "registry_proxy_bytes_total{from=\"upstream\"} %d\n", m.bytes[1].Load())
+	for _, c := range []struct {
+		name, help string
+		v          *[2]atomic.Int64
+	}{
+		{"registry_proxy_hits_total", "The number of requests that a mirror answered from its store.", &m.hits},
+		{"registry_proxy_misses_total", "The number of requests that a mirror had to ask upstream for.", &m.misses},
+		{"registry_proxy_pulled_bytes_total", "The size of what a mirror fetched.", &m.pulled},
+	} {
+		head(c.name, "counter", c.help)
+		fmt.Fprintf(w, "%s{type=\"blob\"} %d\n%s{type=\"manifest\"} %d\n", c.name, c.v[ofBlob].Load(), c.name, c.v[ofManifest].Load())
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -37,6 +38,8 @@ type event struct {
 		From       string        `json:"fromRepository,omitempty"`
 		URL        string        `json:"url,omitempty"`
 		Tag        string        `json:"tag,omitempty"`
+
+		References []ocispec.Descriptor `json:"references,omitempty"`
 	} `json:"target"`
 	Request struct {
 		ID        string `json:"id"`
@@ -61,6 +64,7 @@ type notifier struct {
 	host      string
 	scheme    string
 	base      string // http.host, when it is configured
+	refs      bool   // tell what a pushed manifest names
 }
 
 type endpoint struct {
@@ -74,7 +78,7 @@ type endpoint struct {
 }
 
 func newNotifier(c *Config, log *slog.Logger, m *metrics) *notifier {
-	n := &notifier{base: c.HTTP.Host, scheme: "http"}
+	n := &notifier{base: c.HTTP.Host, scheme: "http", refs: c.Notifications.Events.IncludeReferences}
 	if c.HTTP.TLS.Certificate != "" {
 		n.scheme = "https"
 	}
@@ -147,12 +151,15 @@ func (n *notifier) blob(action string, r *request, d digest.Digest, size int64, 
 	n.send(action, r, e)
 }
 
-func (n *notifier) manifest(action string, r *request, d digest.Digest, kind string, size int64, tag string) {
+func (n *notifier) manifest(action string, r *request, d digest.Digest, kind string, size int64, tag string, refs []ocispec.Descriptor) {
 	if n == nil {
 		return
 	}
 	var e event
 	e.Target.MediaType, e.Target.Size, e.Target.Length, e.Target.Digest, e.Target.Tag = kind, size, size, d, tag
+	if n.refs {
+		e.Target.References = refs
+	}
 	if action != "delete" {
 		e.Target.URL = n.url(r, "/v2/"+r.name+"/manifests/"+d.String())
 	}

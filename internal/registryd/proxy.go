@@ -31,6 +31,7 @@ type proxy struct {
 	store    *store
 	log      *slog.Logger
 	client   *http.Client
+	metrics  *metrics
 
 	mu       sync.Mutex
 	fetching map[string]bool       // NAME@DIGEST
@@ -42,7 +43,7 @@ type proxyToken struct {
 	expires time.Time
 }
 
-func newProxy(c *Config, st *store, log *slog.Logger) (*proxy, error) {
+func newProxy(c *Config, st *store, log *slog.Logger, m *metrics) (*proxy, error) {
 	if c.Proxy.RemoteURL == "" {
 		if c.Proxy.Username != "" || c.Proxy.Password != "" {
 			return nil, errors.New("configuration: proxy has a username or password and no remoteurl")
@@ -60,7 +61,7 @@ func newProxy(c *Config, st *store, log *slog.Logger) (*proxy, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ResponseHeaderTimeout = time.Minute
 	return &proxy{
-		base: u, user: c.Proxy.Username, password: c.Proxy.Password, ttl: ttl, store: st, log: log,
+		base: u, user: c.Proxy.Username, password: c.Proxy.Password, ttl: ttl, store: st, log: log, metrics: m,
 		client: &http.Client{Transport: t}, fetching: map[string]bool{}, tokens: map[string]proxyToken{},
 	}, nil
 }
@@ -98,6 +99,8 @@ func (p *proxy) get(ctx context.Context, method, name, path string, accept []str
 		}
 	}
 }
+
+const maxFetch = time.Hour // for a blob
 
 const maxTokens = 10_000
 
@@ -199,6 +202,7 @@ func (p *proxy) manifest(r *request) error {
 	tag := tagOf(r.ref)
 	have, herr := p.store.getManifest(r.name, r.ref)
 	if herr == nil && tag == "" {
+		p.metrics.hits[ofManifest].Add(1)
 		return nil
 	}
 	if tag != "" && !validTag(tag) {
@@ -220,6 +224,7 @@ func (p *proxy) manifest(r *request) error {
 		case resp.StatusCode == http.StatusNotFound:
 			return manifestUnknown(r.ref)
 		case resp.StatusCode != http.StatusOK, resp.Header.Get("Docker-Content-Digest") == have.digest.String():
+			p.metrics.hits[ofManifest].Add(1)
 			return nil
 		}
 	}
@@ -249,6 +254,8 @@ func (p *proxy) manifest(r *request) error {
 	if err != nil {
 		return p.upstream(herr, err)
 	}
+	p.metrics.misses[ofManifest].Add(1)
+	p.metrics.pulled[ofManifest].Add(int64(len(body)))
 	return p.store.putManifest(r.name, tag, d, kind, m, body, false)
 }
 
@@ -266,8 +273,10 @@ func (p *proxy) upstream(stored error, err error) error {
 // store has it.
 func (p *proxy) blob(r *request, d digest.Digest) (bool, error) {
 	if p.store.hasBlob(r.name, d) {
+		p.metrics.hits[ofBlob].Add(1)
 		return false, nil
 	}
+	p.metrics.misses[ofBlob].Add(1)
 	key := r.name + "@" + d.String()
 	p.mu.Lock()
 	mine := r.Method == http.MethodGet && !p.fetching[key]
@@ -283,7 +292,9 @@ func (p *proxy) blob(r *request, d digest.Digest) (bool, error) {
 			p.mu.Unlock()
 		}()
 		// Who went away has begun a fetch that others want too.
-		ctx = context.WithoutCancel(ctx)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), maxFetch)
+		defer cancel()
 	}
 	resp, err := p.get(ctx, r.Method, r.name, blobURL(r.name, d), nil)
 	if err != nil {
@@ -310,7 +321,8 @@ func (p *proxy) blob(r *request, d digest.Digest) (bool, error) {
 	if err != nil {
 		return true, err
 	}
-	_, err = u.append(io.TeeReader(resp.Body, &lenient{w: r.w}))
+	n, err := u.append(io.TeeReader(resp.Body, &lenient{w: r.w}))
+	p.metrics.pulled[ofBlob].Add(n)
 	if err != nil {
 		u.cancel()
 		p.log.Warn("a blob could not be fetched whole", "repository", r.name, "digest", d, "err", err)

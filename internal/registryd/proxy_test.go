@@ -70,6 +70,13 @@ func TestProxy(t *testing.T) {
 			if a := c.want("200", "GET", "/v2/library/box/tags/list", nil); !strings.Contains(string(a.body), `"latest"`) {
 				t.Errorf("%s", a.body)
 			}
+			var figures strings.Builder
+			c.s.metrics.write(&figures)
+			for _, want := range []string{`hits_total{type="blob"} 1`, `pulled_bytes_total{type="blob"} 5`, `misses_total{type="manifest"} 1`} {
+				if !strings.Contains(figures.String(), "registry_proxy_"+want) {
+					t.Errorf("no %s in %s", want, figures.String())
+				}
+			}
 			// A tag moves upstream.
 			b2, _ := up.image("library/box", "latest", "newer", nil)
 			if a := c.want("200", "GET", "/v2/library/box/manifests/latest", nil); string(a.body) != string(b2) {
@@ -97,7 +104,9 @@ func TestProxyLies(t *testing.T) {
 	defer up.Close()
 	c := newClient(t, func(c *Config) { c.Proxy.RemoteURL = up.URL })
 	d := digest.FromString("wanted")
-	c.do("GET", "/v2/x/blobs/"+d.String(), nil)
+	if a := c.want("200", "GET", "/v2/x/blobs/"+d.String(), nil); string(a.body) != "something else" {
+		t.Errorf("%s", a.body) // clients verify it
+	}
 	c.want("502", "GET", "/v2/x/manifests/"+d.String(), nil)
 	if c.s.store.hasBlob("x", d) || exists(c.s.store.blobPath(d)) {
 		t.Error("kept")
@@ -105,6 +114,31 @@ func TestProxyLies(t *testing.T) {
 	left, _ := filepath.Glob(c.s.store.uploadDir("x", "*"))
 	if len(left) > 0 {
 		t.Error("left behind:", left)
+	}
+}
+
+// A fetch that breaks off is not kept, and the client sees that it was not whole.
+func TestProxyBreaks(t *testing.T) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.(http.Flusher).Flush() // no length: only the way it ends tells
+		_, _ = io.WriteString(w, "the first half")
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer up.Close()
+	c := newClient(t, func(c *Config) { c.Proxy.RemoteURL = up.URL })
+	d := digest.FromString("wanted")
+	resp, err := http.Get(c.url + "/v2/x/blobs/" + d.String())
+	if err == nil {
+		_, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+	}
+	if err == nil {
+		t.Error("half a blob looks whole")
+	}
+	left, _ := filepath.Glob(c.s.store.uploadDir("x", "*"))
+	if c.s.store.hasBlob("x", d) || len(left) > 0 {
+		t.Error("kept:", left)
 	}
 }
 
@@ -134,6 +168,7 @@ func TestNotifications(t *testing.T) {
 	c := newClient(t, func(c *Config) {
 		e := EndpointConfig{Name: "hook", URL: hook.URL, Headers: map[string][]string{"X-Key": {"k"}}, Threshold: 2, Backoff: 20 * time.Millisecond}
 		e.Ignore.Actions = []string{"pull"}
+		c.Notifications.Events.IncludeReferences = true
 		c.Notifications.Endpoints = []EndpointConfig{e, {Name: "off", Disabled: true}}
 	})
 	var wg sync.WaitGroup
@@ -160,7 +195,7 @@ func TestNotifications(t *testing.T) {
 		t.Error(actions)
 	}
 	m := got[2]
-	if m.Target.Digest != d || m.Target.Tag != "v1" || m.Target.Repository != "a/b" || m.Target.URL != c.url+"/v2/a/b/manifests/"+d.String() || m.ID == "" || m.Request.Method != "PUT" || m.Source.InstanceID == "" {
+	if m.Target.Digest != d || m.Target.Tag != "v1" || m.Target.Repository != "a/b" || m.Target.URL != c.url+"/v2/a/b/manifests/"+d.String() || m.ID == "" || len(m.Target.References) != 2 || m.Request.Method != "PUT" || m.Source.InstanceID == "" {
 		t.Errorf("%+v", m)
 	}
 	if got[3].Target.From != "a/b" || got[4].Target.Tag != "v1" {

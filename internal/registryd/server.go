@@ -42,7 +42,7 @@ func New(c *Config, log *slog.Logger) (*Server, error) {
 	if s.auth, s.tokens, err = newAuthenticator(c, log); err != nil {
 		return nil, err
 	}
-	if s.proxy, err = newProxy(c, st, log); err != nil {
+	if s.proxy, err = newProxy(c, st, log, s.metrics); err != nil {
 		return nil, err
 	}
 	s.events = newNotifier(c, log, s.metrics)
@@ -126,8 +126,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		http.NotFound(rec, r)
 	}
+	begun := rec.status != 0
 	if err != nil {
-		if rec.status == 0 {
+		if !begun {
 			// A client that is still sending would see a broken connection and no answer.
 			if r.Header.Get("Expect") == "" && r.ContentLength != 0 {
 				_, _ = io.CopyN(io.Discard, r.Body, maxDrain)
@@ -145,6 +146,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.metrics.request(req.kind, r.Method, rec.status, took)
 	if !s.c.Log.AccessLog.Disabled {
 		s.log.Info("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.n, "took", took.Round(time.Microsecond), "remote", r.RemoteAddr, "user", req.user, "agent", r.UserAgent())
+	}
+	if begun && errors.Is(err, http.ErrAbortHandler) {
+		panic(http.ErrAbortHandler) // what was sent is not whole, and must not look so
 	}
 }
 
