@@ -1,5 +1,6 @@
 // Command berthd is the engine. Started under the name dockerd it looks for
-// dockerd's configuration file.
+// dockerd's configuration file; under the name registry, or with that word first, it is a
+// registry of images and no engine.
 package main
 
 import (
@@ -18,8 +19,16 @@ func main() {
 	// Work in the namespaces of containers is done by threads that end with it, which
 	// the first one cannot: it is kept for this goroutine.
 	runtime.LockOSThread()
-	program := filepath.Base(os.Args[0])
-	c, err := daemon.Parse(program, os.Args[1:], os.Stdout)
+	program, args := filepath.Base(os.Args[0]), os.Args[1:]
+	named := program == "registry"
+	if named || len(args) > 0 && args[0] == "registry" {
+		if !named {
+			args = args[1:]
+		}
+		runtime.UnlockOSThread() // a registry joins no namespaces
+		os.Exit(daemon.Registry(context.Background(), args, os.Stdout, os.Stderr))
+	}
+	c, err := daemon.Parse(program, args, os.Stdout)
 	switch {
 	case errors.Is(err, daemon.ErrHelp):
 		return

@@ -77,6 +77,7 @@ var lean = []struct{ from, never, reason string }{
 	{"cmd/berth-runtime", module + "internal/state", "the database is berthd's alone"},
 	{"cmd/berth", module + "internal/daemon", "the command line talks to the API and nothing else"},
 	{"cmd/berth", module + "internal/state", "the command line talks to the API and nothing else"},
+	{"cmd/berth", module + "internal/registryd", "the registry is a server: berthd has it"},
 	{"cmd/berth", "golang.org/x/net", "the command line starts in milliseconds"},
 	{"cmd/berth", "google.golang.org/grpc", "the command line starts in milliseconds"},
 	{"cmd/berth", "tags.cncf.io/container-device-interface", "devices are berthd's alone"},
@@ -86,6 +87,7 @@ var lean = []struct{ from, never, reason string }{
 	{"internal/daemon", "github.com/containerd/containerd", "own code"},
 	{"internal/daemon", "github.com/opencontainers/runc", "own code"},
 	{"internal/daemon", "github.com/docker/docker", "own code"},
+	{"internal/registryd", "github.com/distribution/distribution", "own code"},
 }
 
 const (

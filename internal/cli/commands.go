@@ -68,6 +68,10 @@ func groups() []group {
 			{use: "prune [OPTIONS]", short: "Remove unused data", build: systemPruneCmd},
 			{use: "dial-stdio", short: "Proxy the stdio stream to the daemon connection. Should not be invoked manually.", build: dialStdioCmd, hidden: true},
 		}},
+		{"registry", "Run a private registry of images", []entry{
+			{use: "gc [OPTIONS] [CONFIG]", short: "Remove blobs that no manifest names", hi: -1, build: registryCmd, alias: "garbage-collect"},
+			{use: "serve [OPTIONS] [CONFIG]", short: "Serve a registry until interrupted", hi: -1, build: registryCmd},
+		}},
 		{"context", "Manage contexts", []entry{
 			{use: "create [OPTIONS] CONTEXT", short: "Create a context", lo: 1, hi: 1, build: contextCreateCmd},
 			{use: "export [OPTIONS] CONTEXT [FILE|-]", short: "Export a context to a tar archive FILE or a tar stream on STDOUT.", lo: 1, hi: 2, build: contextExportCmd},

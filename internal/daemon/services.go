@@ -104,7 +104,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 		Event: func(action events.Action, id string, attributes map[string]string) {
 			b.Log(events.ImageEventType, action, id, attributes)
 		},
-		Builtin: image.Starter(),
+		Builtin: builtinImages(),
 	})
 	if err != nil {
 		return nil, err

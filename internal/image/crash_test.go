@@ -225,6 +225,25 @@ func TestBuiltin(t *testing.T) {
 	if _, err := st.Resolve(context.Background(), "hello:other"); err == nil || err.Error() != "No such image: hello:other" {
 		t.Fatal(err)
 	}
+	// The registry's image, of some program; it is the same each time.
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, bytes.Repeat([]byte("program"), 100_000), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		rc, err := Registry(program)()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.Load(context.Background(), rc, LoadOptions{Quiet: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		_ = rc.Close()
+	}
+	im, err := st.Resolve(context.Background(), "registry")
+	if err != nil || im.Config.Config.Entrypoint[0] != "/bin/registry" {
+		t.Fatal(im, err)
+	}
 	for name, open := range Starter() {
 		rc, err := open()
 		if err != nil {
