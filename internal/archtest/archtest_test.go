@@ -81,6 +81,8 @@ var lean = []struct{ from, never, reason string }{
 	{"cmd/berth", "golang.org/x/net", "the command line starts in milliseconds"},
 	{"cmd/berth", "google.golang.org/grpc", "the command line starts in milliseconds"},
 	{"cmd/berth", "tags.cncf.io/container-device-interface", "devices are berthd's alone"},
+	{"cmd/berth", "github.com/BurntSushi/toml", "registries are berthd's"},
+	{"cmd/berth-keeper", "github.com/BurntSushi/toml", "registries are berthd's"},
 	{"cmd/berth-keeper", "tags.cncf.io/container-device-interface", "devices are berthd's alone"},
 	{"cmd/berth-keeper", "github.com/godbus/dbus", "systemd is berthd's alone"},
 	{"cmd/berth-runtime", "github.com/godbus/dbus", "systemd is berthd's alone"},

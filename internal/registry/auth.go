@@ -224,7 +224,7 @@ func (c *Client) Login(ctx context.Context, auth *registry.AuthConfig) (identity
 	if err != nil {
 		return "", err
 	}
-	at := r.ep.base.JoinPath("/v2/")
+	at := r.ep.path("/")
 	if ch := r.challenge; ch.scheme == "bearer" {
 		if _, identity, err = fetchToken(ctx, r.ep, ch, auth, nil, true); err != nil {
 			var answer *Error

@@ -62,10 +62,13 @@ const (
 type Config struct {
 	Mirrors  []string // URLs, asked for images of docker.io before docker.io
 	Insecure []string // host, host:port or CIDR: certificates are not checked, and plain HTTP will do
-	CertDirs []string // directories with HOST/*.crt, HOST/*.cert and HOST/*.key
+	CertDirs []string // directories with HOST/*.crt, HOST/*.cert, HOST/*.key and HOST/hosts.toml
 
 	// UserAgent is what requests are signed with.
 	UserAgent string
+
+	// lookup finds the addresses of a name; nil: the system's resolver.
+	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
 // Client reaches registries. It is safe for use by several goroutines.
@@ -106,7 +109,8 @@ func (c *Client) config() *Config {
 
 // endpoint is one address of a registry.
 type endpoint struct {
-	base   *url.URL // scheme, host, and a path for a mirror that has one
+	base   *url.URL // scheme and host
+	api    string   // the path of the API; "": /v2, below base's own
 	mirror bool
 	http   *http.Transport
 	agent  string
@@ -116,8 +120,18 @@ type endpoint struct {
 // host: https, then http where that is allowed.
 func (c *Client) endpoints(ctx context.Context, domain string, mirrors bool) ([][]*endpoint, error) {
 	cfg := c.config()
+	// What hosts.toml says counts alone; a push goes to the registry itself.
+	if domain == hubIndex {
+		domain = Hub
+	}
+	if list, found, err := c.hostsOf(cfg, domain, !mirrors); found || err != nil {
+		if err == nil && len(list) == 0 {
+			err = errs.New(errs.Unavailable, "no host of %s can do that, by its hosts.toml", domain)
+		}
+		return list, err
+	}
 	var list [][]*endpoint
-	if domain == Hub || domain == hubIndex {
+	if domain == Hub {
 		if mirrors {
 			for _, m := range cfg.Mirrors {
 				e, err := c.mirror(cfg, m)
@@ -186,7 +200,11 @@ func (c *Config) insecure(ctx context.Context, host string) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	addrs, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", name) // unknown: no member of a network
+	lookup := c.lookup
+	if lookup == nil {
+		lookup = net.DefaultResolver.LookupNetIP
+	}
+	addrs, _ := lookup(ctx, "ip", name) // unknown: no member of a network
 	return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
 		return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
 	})
@@ -279,11 +297,19 @@ func (c *Client) Each(ctx context.Context, n ref.Name, auth *registry.AuthConfig
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if i < len(hosts)-1 && !host[0].mirror {
+		if i < len(hosts)-1 && !host[0].mirror { // the registry itself has answered
 			break
 		}
 	}
 	return err
+}
+
+// path is the address of the API, with something behind it.
+func (e *endpoint) path(elem ...string) *url.URL {
+	if e.api != "" {
+		return e.base.JoinPath(append([]string{e.api}, elem...)...)
+	}
+	return e.base.JoinPath(append([]string{"/v2/"}, elem...)...)
 }
 
 // open finds out which scheme a host speaks, and how it wants to know who asks.

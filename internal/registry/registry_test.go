@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -243,9 +244,15 @@ func TestMirrors(t *testing.T) {
 
 func TestInsecure(t *testing.T) {
 	c := &Config{Insecure: []string{"reg.example", "other.example:5000", "10.0.0.0/8"}}
+	c.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
+		if host == "inside.example" {
+			return []netip.Addr{netip.MustParseAddr("::ffff:10.9.9.9")}, nil
+		}
+		return nil, errors.New("no such host")
+	}
 	for host, want := range map[string]bool{
 		"reg.example": true, "reg.example:5000": true, "other.example": false, "other.example:5000": true, "10.1.2.3:5000": true, "11.1.2.3": false,
-		"localhost:5000": true, "127.0.0.1": true, "[::1]:5000": true,
+		"inside.example:5000": true, "localhost:5000": true, "127.0.0.1": true, "[::1]:5000": true,
 	} {
 		if got := c.insecure(t.Context(), host); got != want {
 			t.Errorf("%s: %v", host, got)
@@ -377,5 +384,49 @@ func TestSearch(t *testing.T) {
 	host := serve(t, reg)
 	if got, err := c.Search(t.Context(), host+"/mysql", 0, nil, nil); err != nil || len(got) != 1 || got[0].Name != host+"/a/mysql" {
 		t.Error(got, err)
+	}
+}
+
+// TestHostsFile reads containerd's hosts.toml.
+func TestHostsFile(t *testing.T) {
+	full, empty := registrytest.New(), registrytest.New()
+	full.PutManifest("library/x", "1", "t", []byte("{}"))
+	mirror, server := serve(t, full), serve(t, empty)
+	dir := t.TempDir()
+	write := func(text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(dir, "docker.io"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "docker.io", "hosts.toml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := New(&Config{CertDirs: []string{dir}, Mirrors: []string{"http://127.0.0.1:1"}})
+	write(fmt.Sprintf("server = 'http://%s'\n[host.'http://127.0.0.1:1']\n[host.'http://%s']\n  capabilities = ['pull', 'resolve']\n  ca = []\n  skip_verify = true\n", server, mirror))
+	if _, err := get(c, name(t, "x:1"), nil); err != nil {
+		t.Error(err)
+	}
+	hosts, err := c.endpoints(t.Context(), Hub, false)
+	if err != nil || len(hosts) != 2 || hosts[0][0].base.Port() != "1" || hosts[1][0].base.Host != server || hosts[1][0].mirror || !hosts[0][0].mirror {
+		t.Errorf("for a push: %v %v", hosts, err)
+	}
+	// A place with its own path.
+	below := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/proxy/hub/" && r.URL.Path != "/proxy/hub/library/x/manifests/1" {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = io.WriteString(w, "{}")
+	}))
+	write(fmt.Sprintf("[host.'http://%s/proxy/hub']\noverride_path = true\n", below))
+	if _, err := get(c, name(t, "x:1"), nil); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"server = [", "[host.'ftp://x']", "[host.'https://x']\nca = 'none.crt'", "[host.'https://x']\nclient = [['a','b']]", "capabilities = ['push']", "[host.'https://x'.header]\na = 'b'"} {
+		write(bad)
+		if _, err := get(c, name(t, "x:1"), nil); err == nil || strings.Contains(err.Error(), "dial") {
+			t.Errorf("%s: %v", bad, err)
+		}
 	}
 }

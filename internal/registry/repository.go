@@ -54,7 +54,7 @@ func (r *Repository) scope() []string {
 
 // ping asks whether a registry is there, and for its challenge.
 func (r *Repository) ping(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.ep.base.JoinPath("/v2/").String(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.ep.path("/").String(), nil)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (r *Repository) ping(ctx context.Context) error {
 
 // url is an address below the repository.
 func (r *Repository) url(elem string) string {
-	return r.ep.base.JoinPath("/v2/", r.path).String() + "/" + elem
+	return r.ep.path(r.path).String() + "/" + elem
 }
 
 // do sends a request, once more with a new token when the first is refused. The caller
