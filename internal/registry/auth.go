@@ -247,10 +247,10 @@ func (c *Client) Login(ctx context.Context, auth *registry.AuthConfig) (identity
 		return "", err
 	}
 	_ = res.Body.Close()
-	switch {
-	case res.StatusCode == http.StatusOK:
+	switch res.StatusCode {
+	case http.StatusOK:
 		return "", nil
-	case res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden:
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return "", errs.New(errs.Unauthorized, "login attempt to %s failed with status: %s", at, res.Status)
 	}
 	return "", errs.New(errs.Unavailable, "login attempt to %s failed with status: %s", at, res.Status)
