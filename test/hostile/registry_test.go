@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
@@ -13,8 +14,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"archive/tar"
 
 	"github.com/opencontainers/go-digest"
 
