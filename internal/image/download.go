@@ -102,7 +102,8 @@ func (ds *downloads) join(repo *registry.Repository, desc ocispec.Descriptor, at
 		if ds.all[desc.Digest] == nil {
 			ds.all[desc.Digest] = d
 		}
-		go func() { d.end(d.run(ctx, repo, attempts)) }()
+		place := ds.slots.enter() // here, so that a pull's lowest layer comes first
+		go func() { d.end(d.run(ctx, place, repo, attempts)) }()
 	}
 	d.refs++
 	t := &ticket{d}
@@ -203,8 +204,8 @@ func (d *download) waitChan() chan struct{} {
 }
 
 // run brings the whole blob into the file and proves it.
-func (d *download) run(ctx context.Context, repo *registry.Repository, attempts int) error {
-	if err := d.ds.slots.acquire(ctx, func() { d.emit("Waiting", jsonstream.Progress{}) }); err != nil {
+func (d *download) run(ctx context.Context, place chan struct{}, repo *registry.Repository, attempts int) error {
+	if err := d.ds.slots.await(ctx, place, func() { d.emit("Waiting", jsonstream.Progress{}) }); err != nil {
 		return err
 	}
 	defer d.ds.slots.release()

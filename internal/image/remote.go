@@ -120,17 +120,29 @@ func (l *limiter) wake() {
 	}
 }
 
-// acquire waits for a turn; waiting is called when there is none at once.
-func (l *limiter) acquire(ctx context.Context, waiting func()) error {
+// enter takes a place in the queue. The result is nil when it is the caller's turn at once.
+func (l *limiter) enter() chan struct{} {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if len(l.queue) == 0 && (l.max <= 0 || l.n < l.max) {
 		l.n++
-		l.mu.Unlock()
 		return nil
 	}
 	ch := make(chan struct{})
 	l.queue = append(l.queue, ch)
-	l.mu.Unlock()
+	return ch
+}
+
+// acquire waits for a turn; waiting is called when there is none at once.
+func (l *limiter) acquire(ctx context.Context, waiting func()) error {
+	return l.await(ctx, l.enter(), waiting)
+}
+
+// await waits for the turn of a place.
+func (l *limiter) await(ctx context.Context, ch chan struct{}, waiting func()) error {
+	if ch == nil {
+		return nil
+	}
 	waiting()
 	select {
 	case <-ch:

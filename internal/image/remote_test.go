@@ -680,6 +680,32 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// TestPullOrder has more layers than may come at once: the lowest come first.
+func TestPullOrder(t *testing.T) {
+	reg := registrytest.New()
+	f := newFar(t, reg)
+	f.remote.SetLimits(RemoteLimits{Downloads: 1})
+	spec := imageSpec{at: 1}
+	var want []string
+	for i := range 8 {
+		spec.layers = append(spec.layers, tarOf(t, entry{name: fmt.Sprint(i), body: noise(1000 * i)}))
+		want = append(want, digest.FromBytes(gz(t, spec.layers[i])).String())
+	}
+	publish(t, reg, "many", "1", spec, gz, false)
+	if out := f.must("many:1"); strings.Count(out, ": Waiting\n") != 7 {
+		t.Error(out)
+	}
+	var got []string
+	for _, r := range reg.Log {
+		if _, d, ok := strings.Cut(r.Path, "/blobs/"); ok && d != string(spec.id(t)) {
+			got = append(got, d)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("fetched %q", got)
+	}
+}
+
 // TestReporter shows that who reports never waits.
 func TestReporter(t *testing.T) {
 	block := make(chan struct{})
