@@ -103,7 +103,7 @@ func (ds *downloads) join(repo *registry.Repository, desc ocispec.Descriptor, at
 			ds.all[desc.Digest] = d
 		}
 		place := ds.slots.enter() // here, so that a pull's lowest layer comes first
-		go func() { d.end(d.run(ctx, place, repo, attempts)) }()
+		defer func() { go func() { d.end(d.run(ctx, place, repo, attempts)) }() }()
 	}
 	d.refs++
 	t := &ticket{d}

@@ -453,6 +453,11 @@ func TestPullLies(t *testing.T) {
 	reg := registrytest.New()
 	f := newFar(t, reg)
 	base, child := sample(t)
+	replace := func(d digest.Digest, b []byte) {
+		reg.Lock()
+		defer reg.Unlock()
+		reg.Blobs[d] = b
+	}
 	type doc struct {
 		m         oci.Manifest
 		cfg       []byte
@@ -464,7 +469,7 @@ func TestPullLies(t *testing.T) {
 		change     func(d *doc)
 	}{
 		{"another layer under the digest", "filesystem layer verification failed for digest", func(d *doc) {
-			reg.Blobs[d.m.Layers[1].Digest] = bytes.Repeat([]byte{7}, int(d.m.Layers[1].Size))
+			replace(d.m.Layers[1].Digest, bytes.Repeat([]byte{7}, int(d.m.Layers[1].Size)))
 		}},
 		{"a longer layer", "is larger than the", func(d *doc) { d.m.Layers[1].Size -= 3 }},
 		{"a shorter layer", "unexpected EOF", func(d *doc) { d.m.Layers[1].Size += 3 }},
@@ -479,7 +484,7 @@ func TestPullLies(t *testing.T) {
 			b := gz(t, []byte(noise(5000)))
 			d.m.Layers[0] = ocispec.Descriptor{MediaType: oci.DockerLayerGzip, Digest: reg.PutBlob("lie", b), Size: int64(len(b))}
 		}},
-		{"another configuration under the digest", "image config verification failed", func(d *doc) { reg.Blobs[d.m.Config.Digest] = []byte(`{}`) }},
+		{"another configuration under the digest", "image config verification failed", func(d *doc) { replace(d.m.Config.Digest, []byte(`{}`)) }},
 		{"a huge configuration", "is larger than", func(d *doc) {
 			b := append(slices.Clone(d.cfg), bytes.Repeat([]byte(" "), maxConfig)...)
 			d.m.Config.Digest = reg.PutBlob("lie", b)
@@ -501,7 +506,9 @@ func TestPullLies(t *testing.T) {
 			d.m.Config.Digest = reg.PutBlob("lie", []byte(strings.Replace(string(d.cfg), "linux", "windows", 1)))
 		}},
 	} {
+		reg.Lock()
 		reg.Blobs = map[digest.Digest][]byte{}
+		reg.Unlock()
 		publish(t, reg, "lie", "1", child, gz, false)
 		var d doc
 		if err := json.Unmarshal(reg.Manifests["lie"]["1"].Raw, &d.m); err != nil {
@@ -534,7 +541,9 @@ func TestPullLies(t *testing.T) {
 	}
 	// A manifest by digest has that digest.
 	dig := publish(t, reg, "lie", "1", base, gz, false)
+	reg.Lock()
 	reg.Manifests["lie"][string(dig)] = registrytest.Manifest{MediaType: oci.DockerManifest, Raw: []byte("{}")}
+	reg.Unlock()
 	if _, err := f.pull("lie@" + string(dig)); err == nil || !strings.Contains(err.Error(), "manifest verification failed for digest") {
 		t.Error(err)
 	}
