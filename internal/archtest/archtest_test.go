@@ -29,7 +29,7 @@ var layers = [][]string{
 	// 1, vocabulary: no I/O
 	{"ref", "oci", "filter", "stdmux"},
 	// 2, mechanisms: each usable alone, none knows a service
-	{"state", "content", "archive", "snapshot", "distribution", "runtime", "bundle", "keeper", "logs", "events", "cdi", "systemd", "plugin"},
+	{"state", "content", "archive", "snapshot", "registry", "runtime", "bundle", "keeper", "logs", "events", "cdi", "systemd", "plugin"},
 	// 3, services
 	{"volume", "network", "image", "container", "build", "system"},
 	// 4, edges
@@ -159,7 +159,7 @@ func layer(name string) (int, string) {
 }
 
 // tooling are packages outside the product: nothing imports them.
-var tooling = []string{"archtest", "enginetest", "image/mkstarter", "snapshot/snapshottest", "logs/logstest", "bench"}
+var tooling = []string{"archtest", "enginetest", "image/mkstarter", "snapshot/snapshottest", "logs/logstest", "registry/registrytest", "bench"}
 
 func isTooling(name string) bool {
 	return slices.ContainsFunc(tooling, func(t string) bool { return name == t || strings.HasPrefix(name, t+"/") })

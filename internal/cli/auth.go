@@ -193,8 +193,8 @@ func loginCmd(cli *CLI, c *cobra.Command) {
 		if user == "" && password == "" {
 			if stored, err := cli.credentials(server); err == nil && (stored.Username != "" || stored.IdentityToken != "") {
 				fmt.Fprintf(cli.Out, "Authenticating with existing credentials...")
-				if status, err := tryLogin(cli, c.Context(), stored, server); err == nil {
-					fmt.Fprintf(cli.Out, " [Username: %s]\n\ni Info → To login with a different account, run '%s logout' followed by '%s login'\n\n\n%s\n", stored.Username, program, program, status)
+				if _, status, err := checkLogin(cli, c.Context(), stored); err == nil { // what is stored stays
+					fmt.Fprintf(cli.Out, " [Username: %s]\n\n%sTo login with a different account, run '%s logout' followed by '%s login'\n\n\n%s\n", stored.Username, cli.Out.infoMark(), program, program, status)
 					return nil
 				}
 				fmt.Fprintln(cli.Err, "Login did not succeed, error: existing credentials were refused")
@@ -270,23 +270,32 @@ func readLine(r io.Reader) (string, error) {
 	}
 }
 
-// tryLogin asks the engine to log in, and stores what worked.
-func tryLogin(cli *CLI, ctx context.Context, a registry.AuthConfig, server string) (string, error) {
+// checkLogin asks the engine to log in. The result is what to store.
+func checkLogin(cli *CLI, ctx context.Context, a registry.AuthConfig) (registry.AuthConfig, string, error) {
 	cl, err := cli.Client()
 	if err != nil {
-		return "", err
+		return a, "", err
 	}
 	res, err := client.Post[registry.AuthResponse](ctx, cl, "/auth", nil, a)
 	if err != nil {
-		return "", err
+		return a, "", err
 	}
 	if res.IdentityToken != "" {
 		a.Password, a.IdentityToken = "", res.IdentityToken
 	}
+	return a, res.Status, nil
+}
+
+// tryLogin asks the engine to log in, and stores what worked.
+func tryLogin(cli *CLI, ctx context.Context, a registry.AuthConfig, server string) (string, error) {
+	a, status, err := checkLogin(cli, ctx, a)
+	if err != nil {
+		return "", err
+	}
 	if err := storeCredentials(cli, server, a); err != nil {
 		return "", fmt.Errorf("error saving credentials: %w", err)
 	}
-	return res.Status, nil
+	return status, nil
 }
 
 func logoutCmd(cli *CLI, c *cobra.Command) {

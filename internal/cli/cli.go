@@ -41,6 +41,14 @@ type Out struct {
 	tty bool
 }
 
+// infoMark begins a remark beside the result.
+func (o *Out) infoMark() string {
+	if o.tty {
+		return "i Info → "
+	}
+	return " Info -> "
+}
+
 // IsTerminal reports whether the stream is a terminal.
 func (o *Out) IsTerminal() bool { return o.tty }
 

@@ -475,7 +475,7 @@ Image index won't be pushed, meaning that other manifests, including attestation
 			}
 		})
 		for _, n := range notes {
-			fmt.Fprintln(cli.Out, "\ni Info → "+n)
+			fmt.Fprintln(cli.Out, "\n"+cli.Out.infoMark()+n)
 		}
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/jsonstream"
 
 	"berth.dev/berth/internal/client"
@@ -84,7 +85,7 @@ func progressBar(p *jsonstream.Progress, width int) string {
 	var numbers, left string
 	if p.Total <= 0 {
 		if p.Units == "" {
-			return fmt.Sprintf("%8v", size3(float64(p.Current)))
+			return fmt.Sprintf("%8v", units.HumanSize(float64(p.Current)))
 		}
 		return fmt.Sprintf("%d %s", p.Current, p.Units)
 	}
@@ -96,7 +97,7 @@ func progressBar(p *jsonstream.Progress, width int) string {
 	switch {
 	case p.HideCounts:
 	case p.Units == "":
-		cur, total := size3(float64(p.Current)), size3(float64(p.Total))
+		cur, total := units.HumanSize(float64(p.Current)), units.HumanSize(float64(p.Total))
 		numbers = fmt.Sprintf("%8v/%v", cur, total)
 		if p.Current > p.Total {
 			numbers = fmt.Sprintf("%8v", cur)

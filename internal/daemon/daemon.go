@@ -57,6 +57,7 @@ func Run(ctx context.Context, c *Config, ready func()) (err error) {
 		}
 	}
 	tellLimits(c, "")
+	setProxy(&c.Proxy)
 	svc, err := NewServices(c)
 	if err != nil {
 		return fmt.Errorf("failed to start daemon: %w", err)

@@ -16,7 +16,6 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
 	apisystem "github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
@@ -24,7 +23,6 @@ import (
 	"berth.dev/berth/internal/authz"
 	"berth.dev/berth/internal/cdi"
 	enginecontainer "berth.dev/berth/internal/container"
-	"berth.dev/berth/internal/errs"
 	bus "berth.dev/berth/internal/events"
 	"berth.dev/berth/internal/httpapi"
 	"berth.dev/berth/internal/idmap"
@@ -32,6 +30,7 @@ import (
 	enginenetwork "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/network/ipam"
 	"berth.dev/berth/internal/plugin"
+	"berth.dev/berth/internal/registry"
 	"berth.dev/berth/internal/runtime"
 	"berth.dev/berth/internal/snapshot"
 	"berth.dev/berth/internal/snapshot/copy"
@@ -111,6 +110,11 @@ func NewServices(c *Config) (_ *Services, err error) {
 		return nil, err
 	}
 	u.Add(func() { _ = images.Close() })
+	registries := registry.New(registryConfig(c))
+	remote, err := image.NewRemote(images, registries, remoteLimits(c))
+	if err != nil {
+		return nil, err
+	}
 	volumes, err := volume.Open(volumeOptions(c, db, b, ids))
 	if err != nil {
 		return nil, err
@@ -167,7 +171,7 @@ func NewServices(c *Config) (_ *Services, err error) {
 			System: sys, Events: b, Lifecycle: containers, Control: control{containers, edits, streams}, Query: views,
 			Wait: httpapi.WaitWith(containers.Wait), Streams: streams, Exec: enginecontainer.Execs{Service: containers}, Archive: files,
 			Update: edits, Prune: edits, Top: views, Changes: files, Stats: views, Export: files, Commit: files,
-			Images: images, Transfer: images, Puller: puller{images}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: volumes, BuildCache: noBuildCache{},
+			Images: images, Transfer: images, Puller: remoteAPI{remote, registries}, Registry: remoteAPI{remote, registries}, Networks: networkAPI{networks}, Connector: enginecontainer.Nets{Service: containers}, Volumes: volumes, BuildCache: noBuildCache{},
 		},
 		API: api,
 		Reload: func(c *Config) {
@@ -177,12 +181,15 @@ func NewServices(c *Config) (_ *Services, err error) {
 				log.Warn(err.Error()) // requests are refused until it is there
 			}
 			edits.SetDefaults(containerDefaults(c))
+			registries.Reload(registryConfig(c))
+			remote.SetLimits(remoteLimits(c))
 			sys.Reload(SystemConfig(c, id))
 			b.Log(events.DaemonEventType, events.ActionReload, id, reloadAttributes(c))
 		},
 		Close: func(context.Context) {
 			containers.Close()
 			networks.Close()
+			registries.Close()
 			_ = images.Close()
 			if err := db.Close(); err != nil {
 				log.Error("cannot close the database", "error", err)
@@ -341,20 +348,6 @@ type networkAPI struct{ *enginenetwork.Service }
 
 func (n networkAPI) Inspect(ctx context.Context, ref string, o httpapi.NetworkInspectOptions) (network.Inspect, error) {
 	return n.Service.Inspect(ctx, ref, o.Scope)
-}
-
-// puller answers a pull for images that come with the engine.
-type puller struct{ images *image.Service }
-
-func (p puller) Pull(ctx context.Context, o httpapi.PullOptions, progress func(jsonstream.Message)) error {
-	if _, err := p.images.Resolve(ctx, o.Ref); err != nil {
-		if !errs.Is(err, errs.NotFound) {
-			return err
-		}
-		return errs.New(errs.NotImplemented, "cannot pull %s: this engine has no registry client yet; bring the image here with \"berth load\" or \"berth import\"", o.Ref)
-	}
-	progress(jsonstream.Message{Status: "Status: Image is up to date for " + o.Ref})
-	return nil
 }
 
 // filesystemName names the filesystem that holds a directory.

@@ -44,6 +44,7 @@ type Backends struct {
 	Images   Images
 	Transfer Transfer
 	Puller   Puller
+	Registry Registry
 
 	Networks  Networks
 	Connector Connector
@@ -174,6 +175,22 @@ type PullOptions struct {
 	Ref      string // with its tag or digest; without one when All
 	Platform string // "os/arch[/variant]"; "" is the host's
 	All      bool   // every tag
+	Auth     *registry.AuthConfig
+}
+
+// Registry asks and fills registries.
+type Registry interface {
+	Push(ctx context.Context, o PushOptions, progress func(jsonstream.Message)) error
+	Login(ctx context.Context, c *registry.AuthConfig) (identityToken string, err error)
+	Search(ctx context.Context, term string, limit int, filters filter.Args, auth *registry.AuthConfig) ([]registry.SearchResult, error)
+	Distribution(ctx context.Context, ref string, auth *registry.AuthConfig) (registry.DistributionInspect, error)
+}
+
+// PushOptions says what to push. Auth is nil for an anonymous push.
+type PushOptions struct {
+	Repo     string    // without a tag
+	Tag      string    // "": all that are here
+	Platform *Platform // that the image must have; nil: any
 	Auth     *registry.AuthConfig
 }
 

@@ -88,6 +88,13 @@ func routes(b Backends, o Options) []route {
 	add(b.Transfer != nil || b.Puller != nil,
 		route{method: "POST", pattern: "/images/create", access: Write, upload: true, handle: tr.create},
 	)
+	rg := registryAPI{b.Registry}
+	add(b.Registry != nil,
+		route{method: "POST", pattern: "/images/{name}/push", access: Write, handle: rg.push},
+		route{method: "POST", pattern: "/auth", access: Write, handle: rg.login},
+		route{method: "GET", pattern: "/images/search", access: Read, handle: rg.search},
+		route{method: "GET", pattern: "/distribution/{name}/json", min: 30, access: Read, handle: rg.distribution},
+	)
 	add(b.Images != nil,
 		route{method: "GET", pattern: "/images/json", access: Read, handle: im.list},
 		route{method: "GET", pattern: "/images/{name}/json", access: Read, handle: im.inspect},

@@ -15,12 +15,14 @@
 //	image  <image id>    → Record
 //	tag    <reference>   → image id; "…@sha256:…" for a registry's digest
 //	layer  <chain id>    → Layer
+//	manifest <image id>/<digest> → manifest, as a registry gave or got it
 //	ref    image/<image id>/<holder> → written by the holder
 //
 // # On disk
 //
 //	<root>/skeleton/<digits of the chain id>
 //	<root>/tmp/                              uploads; emptied at Open
+//	<root>/download/<digits of the digest>   layers on their way here; see Remote
 //
 // # Crashes
 //
@@ -226,6 +228,7 @@ func (s *Service) readRows() error {
 	return s.o.DB.Update(state.Async, func(tx *state.Tx) error {
 		for _, id := range lost {
 			tx.Delete("image", string(id))
+			dropManifests(s, tx, id)
 		}
 		for _, t := range dangling {
 			tx.Delete("tag", t)
@@ -288,7 +291,11 @@ func (s *Service) Release(ctx context.Context, id digest.Digest) error {
 }
 
 func (s *Service) dropDeleted(_ context.Context, id digest.Digest) error {
-	err := s.o.DB.Update(state.Async, func(tx *state.Tx) error { tx.Delete("image", string(id)); return nil })
+	err := s.o.DB.Update(state.Async, func(tx *state.Tx) error {
+		tx.Delete("image", string(id))
+		dropManifests(s, tx, id)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
@@ -342,8 +349,9 @@ func parseImage(raw []byte) (*Image, error) {
 }
 
 // put writes an image whose layers are pinned, with its tags, and puts it into the
-// index. It returns the tags that pointed elsewhere before, by familiar name.
-func (s *Service) put(im *Image, tags []ref.Name) (moved map[string]digest.Digest, err error) {
+// index. It returns the tags that pointed elsewhere before, by familiar name. What also
+// writes goes into the same transaction.
+func (s *Service) put(im *Image, tags []ref.Name, also ...func(*state.Tx) error) (moved map[string]digest.Digest, err error) {
 	s.change.Lock()
 	defer s.change.Unlock()
 	s.mu.RLock()
@@ -370,6 +378,11 @@ func (s *Service) put(im *Image, tags []ref.Name) (moved map[string]digest.Diges
 		}
 		for _, t := range tags {
 			if err := tx.Put("tag", t.String(), im.ID); err != nil {
+				return err
+			}
+		}
+		for _, fn := range also {
+			if err := fn(tx); err != nil {
 				return err
 			}
 		}

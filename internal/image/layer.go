@@ -34,6 +34,7 @@ type Layer struct {
 	Size    int64         `json:"size"`             // bytes in its files
 	TarSize int64         `json:"tarSize"`          // bytes of its tar
 	Boot    string        `json:"boot,omitempty"`   // the boot that wrote it, until it is known to be on disk
+	Blobs   []Blob        `json:"blobs,omitempty"`  // in registries, the latest first
 }
 
 // newLayerPrefix starts the keys of snapshots that layers are unpacked into.

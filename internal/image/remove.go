@@ -137,6 +137,7 @@ func (rm *removal) delete(id digest.Digest, force, prune, quiet bool) error {
 			return tx.Put("image", string(id), Record{Config: im.Raw, Parent: im.Parent, Tagged: im.tagged, Deleted: true})
 		}
 		tx.Delete("image", string(id))
+		dropManifests(s, tx, id)
 		return nil
 	})
 	if err != nil {

@@ -266,6 +266,66 @@ func (f *nft) gather(c *nftables.Conn, names []string) error {
 		c.FlushSet(s)
 		f.sets[s.Name] = s
 	}
+	add := f.interfaces(names)
+	list := make([]Mapping, 0, len(f.ports))
+	for m := range f.ports {
+		list = append(list, m)
+	}
+	for name, e := range elements(list) {
+		add[name] = append(add[name], e...)
+	}
+	open := make([]Link, 0, len(f.links))
+	for l := range f.links {
+		open = append(open, l)
+	}
+	for name, e := range linkElements(open) {
+		add[name] = append(add[name], e...)
+	}
+	if err := f.fill(c, add); err != nil {
+		return err
+	}
+	f.chains(c)
+	f.rules(c, names)
+	return nil
+}
+
+func (f *nft) fill(c *nftables.Conn, add map[string][]nftables.SetElement) error {
+	for name, elems := range add {
+		for part := range slices.Chunk(elems, 512) {
+			if err := c.SetAddElements(f.sets[name], part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// perNetwork are the sets whose elements are networks' interfaces.
+var perNetwork = []string{"nets", "same", "internal", "noicc", "trusted", "free4", "free6", "routed4", "routed6"}
+
+// networks replaces what depends on the networks, and nothing else: there may be many ports.
+func (f *nft) networks() error {
+	names := slices.Sorted(maps.Keys(f.nets))
+	err := f.commit(func(c *nftables.Conn) error {
+		for _, name := range perNetwork {
+			c.FlushSet(f.sets[name])
+		}
+		if err := f.fill(c, f.interfaces(names)); err != nil {
+			return err
+		}
+		c.FlushChain(f.chain["snat"])
+		f.count["snat"] = 0
+		f.translations(f.adder(c), names)
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return errFlushed
+	}
+	return err
+}
+
+// interfaces are the elements of the sets perNetwork.
+func (f *nft) interfaces(names []string) map[string][]nftables.SetElement {
 	add := map[string][]nftables.SetElement{}
 	for _, name := range names {
 		n := f.nets[name]
@@ -289,30 +349,7 @@ func (f *nft) gather(c *nftables.Conn, names []string) error {
 			add["noicc"] = append(add["noicc"], nftables.SetElement{Key: ifname(name)})
 		}
 	}
-	list := make([]Mapping, 0, len(f.ports))
-	for m := range f.ports {
-		list = append(list, m)
-	}
-	for name, e := range elements(list) {
-		add[name] = append(add[name], e...)
-	}
-	open := make([]Link, 0, len(f.links))
-	for l := range f.links {
-		open = append(open, l)
-	}
-	for name, e := range linkElements(open) {
-		add[name] = append(add[name], e...)
-	}
-	for name, elems := range add {
-		for part := range slices.Chunk(elems, 512) {
-			if err := c.SetAddElements(f.sets[name], part); err != nil {
-				return err
-			}
-		}
-	}
-	f.chains(c)
-	f.rules(c, names)
-	return nil
+	return add
 }
 
 func (f *nft) allSets() []*nftables.Set {
@@ -371,21 +408,50 @@ const (
 	regValue = 16
 )
 
+// ruler adds a rule to a chain, of some parts.
+type ruler func(chain string, parts ...[]expr.Any)
+
+// adder adds rules to a transaction, and counts them.
+func (f *nft) adder(c *nftables.Conn) ruler {
+	return func(chain string, parts ...[]expr.Any) {
+		f.count[chain]++
+		c.AddRule(&nftables.Rule{Table: f.table, Chain: f.chain[chain], Exprs: slices.Concat(parts...)})
+	}
+}
+
+// translations writes the rules of the chain snat.
+func (f *nft) translations(rule ruler, names []string) {
+	for i, v := range []int{4, 6} {
+		if f.skip[i] {
+			rule("snat", family(v), accept)
+		}
+	}
+	out := meta(expr.MetaKeyOIFNAME)
+	for _, name := range names {
+		n := f.nets[name]
+		rule("snat", out, equal(ifname(name)), family(4), saddr4(netip.MustParsePrefix("127.0.0.0/8")), masquerade)
+		for _, s := range n.Subnets {
+			v, from := 4, saddr4(s)
+			if s.Addr().Is6() {
+				v, from = 6, saddr6(s)
+			}
+			// A container that calls itself, or a neighbour, by a published port.
+			rule("snat", out, equal(ifname(name)), family(v), from, translated, masquerade)
+			if n.Masquerade && !n.Internal && !n.Routed[v/6] {
+				rule("snat", out, differs(ifname(name)), family(v), from, sourceNAT(n.source(v == 6)))
+			}
+		}
+	}
+}
+
 // rules writes the rules of every chain.
 func (f *nft) rules(c *nftables.Conn, names []string) {
 	f.count = map[string]int{}
-	rule := func(chain string, parts ...[]expr.Any) {
-		f.count[chain]++
-		var all []expr.Any
-		for _, p := range parts {
-			all = append(all, p...)
-		}
-		c.AddRule(&nftables.Rule{Table: f.table, Chain: f.chain[chain], Exprs: all})
-	}
+	rule := f.adder(c)
 	in, out := meta(expr.MetaKeyIIFNAME), meta(expr.MetaKeyOIFNAME)
 
 	for i, v := range []int{4, 6} {
-		for _, ch := range []string{"guard", "dnat", "local", "snat", "forward"} {
+		for _, ch := range []string{"guard", "dnat", "local", "forward"} {
 			if f.skip[i] {
 				rule(ch, family(v), accept)
 			}
@@ -405,21 +471,7 @@ func (f *nft) rules(c *nftables.Conn, names []string) {
 		rule("publish", family(v), portKey, f.lookup("ranges"+suffix), dnat(v, false))
 		rule("publish", family(v), portKey, f.lookup("ports"+suffix), dnat(v, true))
 	}
-	for _, name := range names {
-		n := f.nets[name]
-		rule("snat", out, equal(ifname(name)), family(4), saddr4(netip.MustParsePrefix("127.0.0.0/8")), masquerade)
-		for _, s := range n.Subnets {
-			v, from := 4, saddr4(s)
-			if s.Addr().Is6() {
-				v, from = 6, saddr6(s)
-			}
-			// A container that calls itself, or a neighbour, by a published port.
-			rule("snat", out, equal(ifname(name)), family(v), from, translated, masquerade)
-			if n.Masquerade && !n.Internal && !n.Routed[v/6] {
-				rule("snat", out, differs(ifname(name)), family(v), from, sourceNAT(n.source(v == 6)))
-			}
-		}
-	}
+	f.translations(rule, names)
 	rule("forward", jump("user"))
 	rule("forward", established, accept)
 	rule("forward", pairKey, f.has("same"), in, f.has("noicc"), translated, accept)

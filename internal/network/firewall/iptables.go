@@ -158,6 +158,8 @@ func (b *batch) run(v int) error {
 	return err
 }
 
+func (i *iptables) networks() error { return i.write() }
+
 func (i *iptables) write() error {
 	if i.known == nil {
 		i.known = map[string]bool{}

@@ -67,6 +67,8 @@ type backend interface {
 	present() error
 	// write replaces what is the engine's by what the Firewall says.
 	write() error
+	// networks replaces what depends on the networks. errFlushed says that it had no place.
+	networks() error
 	// change adds or removes ports and links. errFlushed says that they had no place.
 	change(ports []Mapping, links []Link, remove bool) error
 	// whole reports whether all is there.
@@ -162,8 +164,8 @@ func (f *Firewall) write() error {
 		return err
 	}
 	f.wrote = true
-	for name := range f.nets { // so that published ports answer on loopback
-		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
+	for name := range f.nets {
+		localnet(name)
 	}
 	return nil
 }
@@ -217,7 +219,7 @@ func (f *Firewall) SetNetwork(n Network) error {
 	defer f.mu.Unlock()
 	old, had := f.nets[n.Bridge]
 	f.nets[n.Bridge] = n
-	if err := f.write(); err != nil {
+	if err := f.renew(n.Bridge); err != nil {
 		if had {
 			f.nets[n.Bridge] = old
 		} else {
@@ -236,7 +238,29 @@ func (f *Firewall) DropNetwork(bridge string) error {
 		return nil
 	}
 	delete(f.nets, bridge)
-	return f.write()
+	return f.renew()
+}
+
+// renew writes what depends on the networks, of which some are new.
+func (f *Firewall) renew(names ...string) error {
+	if !f.wrote {
+		return f.write()
+	}
+	err := f.b.networks()
+	if errors.Is(err, errFlushed) {
+		return f.write()
+	}
+	if err == nil {
+		localnet(names...)
+	}
+	return err
+}
+
+// localnet lets published ports of networks answer on loopback.
+func localnet(names ...string) {
+	for _, name := range names {
+		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/route_localnet", []byte("1"), 0o644)
+	}
 }
 
 // Publish adds ports, all or none.
