@@ -187,7 +187,7 @@ type ProxyConfig struct {
 	RemoteURL string         `yaml:"remoteurl"`
 	Username  string         `yaml:"username"`
 	Password  string         `yaml:"password"`
-	TTL       *time.Duration `yaml:"ttl"` // 0: for ever; not given: a week
+	TTL       *time.Duration `yaml:"ttl"`       // 0: for ever; not given: a week
 	AuthHosts []string       `yaml:"authhosts"` // HOST[:PORT] of token servers that are told the password
 	Exec      any            `yaml:"exec"`
 }
