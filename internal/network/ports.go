@@ -124,9 +124,16 @@ func errBind(proto uint8, at netip.AddrPort, err error) error {
 // backlog is how many connections wait for one that is passed on by a program.
 const backlog = 128
 
+// bindBoth holds a port on all addresses of both families by one socket.
+func bindBoth(proto uint8, port uint16) (int, error) {
+	return hold(proto, netip.AddrPortFrom(netip.IPv6Unspecified(), port), false)
+}
+
 // bind holds a port on the host, so that a program that has it is found, and
 // none takes it later.
-func bind(proto uint8, at netip.AddrPort) (int, error) {
+func bind(proto uint8, at netip.AddrPort) (int, error) { return hold(proto, at, true) }
+
+func hold(proto uint8, at netip.AddrPort, alone bool) (int, error) {
 	family, typ := unix.AF_INET, unix.SOCK_STREAM
 	switch proto {
 	case unix.IPPROTO_UDP:
@@ -145,7 +152,11 @@ func bind(proto uint8, at netip.AddrPort) (int, error) {
 		return -1, err
 	}
 	if at.Addr().Is6() {
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+		only := 0
+		if alone {
+			only = 1
+		}
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only)
 	}
 	if proto == unix.IPPROTO_TCP {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // connections of the last holder may linger
@@ -180,6 +191,41 @@ type want struct {
 	first, last uint16 // 0: any
 	of          int    // which binding it comes from: one for both families gets one port
 	routed      bool   // it is open at the container's own address, and not the host's
+}
+
+// takeBoth finds a port that is free in both families for the same want in each, and holds it by one
+// socket. Where that is not to be had it takes nothing: take tells why. mu is held.
+func (p *ports) takeBoth(container string, four, six want) (b4, b6 Binding, ok bool) {
+	first, last := int(four.first), int(four.last)
+	if first == 0 {
+		p.next = max(p.next, firstPort)
+		first, last = int(p.next), lastPort
+	}
+	for n := first; n <= last; n++ {
+		port := uint16(n)
+		k4, k6 := portKey{four.proto, false, port}, portKey{six.proto, true, port}
+		if p.conflicts(k4, four.host) || p.conflicts(k6, six.host) {
+			continue
+		}
+		fd, err := bindBoth(four.proto, port)
+		if err != nil {
+			continue
+		}
+		if four.first == 0 {
+			if p.next = port + 1; p.next > lastPort {
+				p.next = firstPort
+			}
+		}
+		p.taken[k4] = append(p.taken[k4], holder{four.host, container})
+		p.taken[k6] = append(p.taken[k6], holder{six.host, container})
+		b4 = Binding{Proto: four.proto, Port: four.port, Host: netip.AddrPortFrom(four.host, port)}
+		b6 = Binding{Proto: six.proto, Port: six.port, Host: netip.AddrPortFrom(six.host, port)}
+		if fd >= 0 {
+			b6.sockets = []int{fd}
+		}
+		return b4, b6, true
+	}
+	return b4, b6, false
 }
 
 // take finds a free port for w and holds it. mu is held.

@@ -195,6 +195,14 @@ func (s publisher) publish(a *Attachment, g4, g6 gate) (done []Binding, err erro
 			list = rest
 			continue
 		}
+		if len(list) > 1 && s.oneSocket(&w, &list[1]) {
+			if b4, b6, ok := s.ports.takeBoth(a.Container, w, list[1]); ok {
+				add(b4)
+				add(b6)
+				list = list[2:]
+				continue
+			}
+		}
 		list = list[1:]
 		port := chosen[w.of]
 		if port != 0 {
@@ -210,6 +218,13 @@ func (s publisher) publish(a *Attachment, g4, g6 gate) (done []Binding, err erro
 		add(b)
 	}
 	return done, nil
+}
+
+// oneSocket reports whether two wants are one port on all addresses of both families, which one socket
+// holds. Where a program passes everything on there are two.
+func (s publisher) oneSocket(four, six *want) bool {
+	return s.fw != nil && !s.o.Config.HostRules && four.of == six.of && !four.routed && !six.routed &&
+		four.host == netip.IPv4Unspecified() && six.host == netip.IPv6Unspecified()
 }
 
 func unspecified(a netip.Addr) netip.Addr {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -37,7 +38,7 @@ func newAuthenticator(c *Config, log *slog.Logger) (authenticator, *tokenIssuer,
 		}
 		return v, nil, nil
 	case c.Auth.Htpasswd != nil:
-		h := &htpasswd{realm: c.Auth.Htpasswd.Realm, path: c.Auth.Htpasswd.Path, log: log}
+		h := &htpasswd{realm: c.Auth.Htpasswd.Realm, path: c.Auth.Htpasswd.Path, log: log, turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 		if err := h.load(); err != nil {
 			return nil, nil, fmt.Errorf("auth.htpasswd: %w", err)
 		}
@@ -77,6 +78,10 @@ type htpasswd struct {
 	known map[[32]byte]struct{} // name and password that were right, hashed with salt
 	salt  [32]byte
 	looks time.Time // when the file was last looked at
+
+	// turns are those of checking a password, which is made to take long: guesses from
+	// many connections leave other requests a processor.
+	turns chan struct{}
 }
 
 const maxKnown = 10_000
@@ -140,7 +145,10 @@ func (h *htpasswd) check(user, password string) bool {
 	if !there {
 		hash = []byte(absent)
 	}
-	if err := bcrypt.CompareHashAndPassword(hash, []byte(password)); err != nil || !there {
+	h.turns <- struct{}{}
+	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
+	<-h.turns
+	if err != nil || !there {
 		return false
 	}
 	h.mu.Lock()

@@ -92,10 +92,7 @@ func (s *Server) uploadStart(r *request) error {
 // mount reports whether it answered. When it did not, the client uploads.
 func (s *Server) mount(r *request, mount, from string) (bool, error) {
 	d, err := parseDigest(mount)
-	if err != nil {
-		return false, err
-	}
-	if from != "" && !validName(from) {
+	if err != nil || from != "" && !validName(from) {
 		return false, nil
 	}
 	if s.auth != nil && !s.auth.mayMount(r.Request, from) {

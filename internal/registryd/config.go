@@ -17,7 +17,7 @@ import (
 )
 
 // Config is the configuration file. Names are those that registries have; what this one
-// adds is storage.quota, storage.maintenance.gc and auth.anonymous. Fields that change nothing here are accepted, so
+// adds is storage.quota, storage.maintenance.gc, auth.anonymous and proxy.authhosts. Fields that change nothing here are accepted, so
 // that files can be taken over.
 type Config struct {
 	Version       string        `yaml:"version"`
@@ -187,7 +187,8 @@ type ProxyConfig struct {
 	RemoteURL string         `yaml:"remoteurl"`
 	Username  string         `yaml:"username"`
 	Password  string         `yaml:"password"`
-	TTL       *time.Duration `yaml:"ttl"` // 0: for ever; not given: a week
+	TTL       *time.Duration `yaml:"ttl"`       // 0: for ever; not given: a week
+	AuthHosts []string       `yaml:"authhosts"` // HOST[:PORT] of token servers that are told the password
 	Exec      any            `yaml:"exec"`
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"syscall"
 )
 
 // Error is an answer other than success. Its JSON form is the specification's.
@@ -37,7 +38,7 @@ func digestInvalid(why string, detail any) *Error {
 }
 
 func manifestUnknown(ref string) *Error {
-	return fail(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown to registry", map[string]string{"reference": ref})
+	return fail(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown", map[string]string{"reference": ref})
 }
 
 func manifestInvalid(why string) *Error {
@@ -73,6 +74,8 @@ func writeError(w http.ResponseWriter, err error) {
 	case errors.As(err, &list):
 	case errors.As(err, &one):
 		list = errorList{one}
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		list = errorList{fail(http.StatusInsufficientStorage, "DENIED", "the registry's disk is full", nil)}
 	default:
 		list = errorList{fail(http.StatusInternalServerError, "UNKNOWN", "unknown error", nil)}
 	}

@@ -211,7 +211,7 @@ func (s *store) resolve(name, ref string) (digest.Digest, error) {
 		return "", err
 	}
 	if !validTag(ref) {
-		return "", fail(http.StatusBadRequest, "TAG_INVALID", "manifest tag did not match URI", map[string]string{"tag": ref})
+		return "", manifestUnknown(ref)
 	}
 	d, err := readLink(s.tagLink(name, ref))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -228,9 +228,6 @@ func (s *store) getManifest(name, ref string) (*stored, error) {
 	}
 	link := s.revisionLink(name, d)
 	if !exists(link) {
-		if !s.hasRepo(name) {
-			return nil, nameUnknown(name)
-		}
 		return nil, manifestUnknown(ref)
 	}
 	body, err := os.ReadFile(s.blobPath(d))

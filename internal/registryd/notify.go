@@ -209,7 +209,8 @@ func nudge(c chan struct{}) {
 // run sends what waits, in order, until ctx ends. After threshold failures on end it
 // waits for the back-off between tries.
 func (p *endpoint) run(ctx context.Context) {
-	client := &http.Client{Timeout: p.c.Timeout}
+	// The headers are secrets often; they do not go where somebody redirects to.
+	client := &http.Client{Timeout: p.c.Timeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	failures := 0
 	for {
 		p.mu.Lock()
@@ -273,7 +274,7 @@ func (p *endpoint) post(ctx context.Context, client *http.Client, batch []event)
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 	_ = resp.Body.Close()
-	if resp.StatusCode < 200 || resp.StatusCode > 399 {
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return fmt.Errorf("status %s", resp.Status)
 	}
 	return nil

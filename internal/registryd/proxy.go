@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +32,9 @@ type proxy struct {
 	store    *store
 	log      *slog.Logger
 	client   *http.Client
-	metrics  *metrics
+
+	authHosts []string // token servers that are told the password too
+	metrics   *metrics
 
 	mu       sync.Mutex
 	fetching map[string]bool       // NAME@DIGEST
@@ -62,7 +65,8 @@ func newProxy(c *Config, st *store, log *slog.Logger, m *metrics) (*proxy, error
 	t.ResponseHeaderTimeout = time.Minute
 	return &proxy{
 		base: u, user: c.Proxy.Username, password: c.Proxy.Password, ttl: ttl, store: st, log: log, metrics: m,
-		client: &http.Client{Transport: t}, fetching: map[string]bool{}, tokens: map[string]proxyToken{},
+		authHosts: c.Proxy.AuthHosts,
+		client:    &http.Client{Transport: t, CheckRedirect: checkRedirect}, fetching: map[string]bool{}, tokens: map[string]proxyToken{},
 	}, nil
 }
 
@@ -133,7 +137,11 @@ func (p *proxy) login(ctx context.Context, name, want string) error {
 			return err
 		}
 		if p.user != "" {
-			req.SetBasicAuth(p.user, p.password)
+			if p.mayKnow(u) {
+				req.SetBasicAuth(p.user, p.password)
+			} else {
+				p.log.Warn("upstream names a token server elsewhere, which is not told the password; proxy.authhosts allows it", "host", u.Host)
+			}
 		}
 		resp, err := p.client.Do(req)
 		if err != nil {
@@ -167,6 +175,32 @@ func (p *proxy) login(ctx context.Context, name, want string) error {
 		clear(p.tokens)
 	}
 	p.tokens[name] = t
+	return nil
+}
+
+// mayKnow tells whether a token server may be told the password. Upstream names it, and
+// could name anybody.
+func (p *proxy) mayKnow(u *url.URL) bool {
+	if u.Scheme == p.base.Scheme && u.Host == p.base.Host {
+		return true
+	}
+	if slices.Contains(p.authHosts, u.Host) {
+		return true
+	}
+	return u.Scheme == "https" && u.Host == "auth.docker.io" && slices.Contains([]string{"registry-1.docker.io", "index.docker.io", "docker.io"}, p.base.Host)
+}
+
+// checkRedirect lets no credentials go to another origin, and nothing from TLS to none.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	switch {
+	case len(via) >= 10:
+		return errors.New("too many redirects")
+	case first.Scheme == "https" && req.URL.Scheme != "https":
+		return errors.New("redirected from https to " + req.URL.Scheme)
+	case req.URL.Scheme != first.Scheme || req.URL.Host != first.Host:
+		req.Header.Del("Authorization")
+	}
 	return nil
 }
 

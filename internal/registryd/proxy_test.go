@@ -142,6 +142,54 @@ func TestProxyBreaks(t *testing.T) {
 	}
 }
 
+// The password goes to upstream's own host and to those that the configuration names,
+// whatever upstream redirects to or names as its token server.
+func TestProxyPassword(t *testing.T) {
+	var leaked atomic.Int64
+	d := digest.FromString("blob")
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			leaked.Add(1)
+		}
+		if r.URL.Path == "/token" {
+			_, _ = io.WriteString(w, `{"token":"t"}`)
+			return
+		}
+		_, _ = io.WriteString(w, "blob")
+	}))
+	defer other.Close()
+	for _, challenge := range []string{`Bearer realm="` + other.URL + `/token",service="x"`, `Basic realm="x"`} {
+		up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") == "" {
+				w.Header().Set("Www-Authenticate", challenge)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			http.Redirect(w, r, other.URL+"/elsewhere", http.StatusTemporaryRedirect) // another port of the same host
+		}))
+		for _, allow := range []bool{false, true} {
+			c := newClient(t, func(c *Config) {
+				c.Proxy.RemoteURL, c.Proxy.Username, c.Proxy.Password = up.URL, "ann", "secret"
+				if allow {
+					c.Proxy.AuthHosts = []string{strings.TrimPrefix(other.URL, "http://")}
+				}
+			})
+			leaked.Store(0)
+			if a := c.want("200", "GET", "/v2/x/blobs/"+d.String(), nil); string(a.body) != "blob" {
+				t.Errorf("%s", a.body)
+			}
+			want := int64(0)
+			if allow && strings.HasPrefix(challenge, "Bearer") {
+				want = 1 // the token server, which the configuration names
+			}
+			if leaked.Load() != want {
+				t.Errorf("%s, named %v: told %d times", challenge, allow, leaked.Load())
+			}
+		}
+		up.Close()
+	}
+}
+
 func TestNotifications(t *testing.T) {
 	var mu sync.Mutex
 	var got []event

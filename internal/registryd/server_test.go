@@ -235,6 +235,9 @@ func TestBlobs(t *testing.T) {
 	c.want("202", "POST", "/v2/m3/blobs/uploads/?mount="+d.String()+"&from=nowhere", nil)
 	c.want("202", "POST", "/v2/m3/blobs/uploads/?mount="+digest.FromString("no").String()+"&from=a/b", nil)
 
+	c.want("202", "POST", "/v2/m3/blobs/uploads/?mount=rubbish&from=a/b", nil)
+	c.want("202", "POST", "/v2/m3/blobs/uploads/?mount="+d.String()+"&from=../a", nil)
+
 	// Deleted here, not there.
 	c.want("202", "DELETE", at, nil)
 	c.want("404 BLOB_UNKNOWN", "GET", at, nil)
@@ -301,8 +304,9 @@ func TestManifests(t *testing.T) {
 	c.want("304", "GET", "/v2/a/b/manifests/v1", nil, `If-None-Match: "`+d.String()+`"`)
 	c.want("404 MANIFEST_UNKNOWN", "GET", "/v2/a/b/manifests/nope", nil)
 	c.want("404 MANIFEST_UNKNOWN", "GET", "/v2/nope/manifests/nope", nil)
-	c.want("404 NAME_UNKNOWN", "GET", "/v2/nope/manifests/"+d.String(), nil)
-	c.want("400 TAG_INVALID", "GET", "/v2/a/b/manifests/.x", nil)
+	c.want("404 MANIFEST_UNKNOWN", "GET", "/v2/nope/manifests/"+d.String(), nil)
+	c.want("404 MANIFEST_UNKNOWN", "GET", "/v2/a/b/manifests/.x", nil)
+	c.want("400 TAG_INVALID", "PUT", "/v2/a/b/manifests/.x", b, "Content-Type: "+ocispec.MediaTypeImageManifest)
 	c.want("400 DIGEST_INVALID", "GET", "/v2/a/b/manifests/sha256:abc", nil)
 
 	// By digest, another algorithm, a wrong one.
@@ -479,6 +483,39 @@ func TestReferrers(t *testing.T) {
 	c.want("202", "DELETE", "/v2/r/manifests/"+d1.String(), nil)
 	if l, _ := get(""); len(l) != 0 {
 		t.Error(l)
+	}
+}
+
+// A list of referrers is no larger than a manifest may be; the rest is on further pages.
+func TestReferrerPages(t *testing.T) {
+	c := newClient(t, nil)
+	subject := digest.FromString("subject")
+	want := map[digest.Digest]bool{}
+	for i := range 3 {
+		_, d := c.image("r", "", fmt.Sprint(i), func(m *ocispec.Manifest) {
+			m.ArtifactType = "text/long"
+			m.Subject = &ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: subject, Size: 3}
+			m.Annotations = map[string]string{"long": strings.Repeat("x", 1500<<10)}
+		})
+		want[d] = true
+	}
+	pages := 0
+	for next := "/v2/r/referrers/" + subject.String() + "?artifactType=text/long"; next != ""; pages++ {
+		a := c.want("200", "GET", next, nil)
+		var ix ocispec.Index
+		if err := json.Unmarshal(a.body, &ix); err != nil || len(a.body) > maxManifest {
+			t.Fatal(len(a.body), err)
+		}
+		for _, m := range ix.Manifests {
+			if !want[m.Digest] {
+				t.Error("unknown or twice:", m.Digest)
+			}
+			delete(want, m.Digest)
+		}
+		next, _, _ = strings.Cut(strings.TrimPrefix(a.h.Get("Link"), "<"), ">")
+	}
+	if pages != 3 || len(want) != 0 {
+		t.Error(pages, want)
 	}
 }
 
