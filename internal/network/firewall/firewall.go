@@ -457,7 +457,8 @@ func (f *nft) rules(c *nftables.Conn, names []string) {
 			}
 		}
 	}
-	rule("guard", in, f.has("nets"), family(4), daddr4(netip.MustParsePrefix("127.0.0.0/8")), drop)
+	// It sees each packet: the address is compared before the interface is looked for.
+	rule("guard", family(4), daddr4(netip.MustParsePrefix("127.0.0.0/8")), in, f.has("nets"), drop)
 	for _, ch := range []string{"dnat", "local"} {
 		rule(ch, localAddress, jump("publish"))
 	}
