@@ -525,13 +525,14 @@ const sumAttribute = "trusted.berth.written"
 // writeResolvConf is rewrite for a container's resolv.conf: with gently, one that somebody
 // has edited stays. On a filesystem without attributes that cannot be told.
 func writeResolvConf(path, text string, gently bool) error {
+	now, err := readSmall(path)
 	if gently {
 		sum := make([]byte, 8)
-		n, err := unix.Lgetxattr(path, sumAttribute, sum)
-		if now, rerr := os.ReadFile(path); err == nil && n == len(sum) && rerr == nil && binary.BigEndian.Uint64(sum) != textSum(string(now)) {
+		n, xerr := unix.Lgetxattr(path, sumAttribute, sum)
+		if err == nil && xerr == nil && n == len(sum) && binary.BigEndian.Uint64(sum) != textSum(now) {
 			return nil
 		}
-	} else if now, err := os.ReadFile(path); err == nil && string(now) == text {
+	} else if err == nil && now == text {
 		return nil
 	}
 	if err := rewrite(path, text); err != nil {
@@ -539,6 +540,21 @@ func writeResolvConf(path, text string, gently bool) error {
 	}
 	_ = unix.Lsetxattr(path, sumAttribute, binary.BigEndian.AppendUint64(nil, textSum(text)), 0)
 	return nil
+}
+
+// maxSmall is how much of a file is read that a container can write: more than the engine
+// ever writes to it, in bytes.
+const maxSmall = 64 << 10
+
+// readSmall reads the beginning of a file, whose length is a container's to choose.
+func readSmall(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxSmall))
+	return string(raw), err
 }
 
 func textSum(text string) uint64 {
