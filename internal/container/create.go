@@ -16,6 +16,7 @@ import (
 
 	"berth.dev/berth/internal/errs"
 	"berth.dev/berth/internal/image"
+	netsvc "berth.dev/berth/internal/network"
 	"berth.dev/berth/internal/state"
 	"berth.dev/berth/internal/undo"
 )
@@ -348,18 +349,6 @@ func merge(cfg *container.Config, img *image.Image) {
 
 // validate refuses what cannot work, and fills the host configuration with the
 // daemon's defaults.
-// forwards reports whether the host forwards IPv4, without which a network leads nowhere.
-func forwards() bool {
-	fd, err := unix.Open("/proc/sys/net/ipv4/ip_forward", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return true // nothing is known
-	}
-	defer unix.Close(fd)
-	var b [1]byte
-	n, err := unix.Read(fd, b[:])
-	return err != nil || n == 0 || b[0] != '0'
-}
-
 func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warnings []string, err error) {
 	bad := func(format string, args ...any) ([]string, error) {
 		return nil, errs.New(errs.Invalid, format, args...)
@@ -431,7 +420,7 @@ func (s creator) validate(cfg *container.Config, hc *container.HostConfig) (warn
 	if hc.NetworkMode.IsHost() && (len(hc.PortBindings) > 0 || hc.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
 	}
-	if !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsContainer() && !forwards() {
+	if !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsContainer() && !netsvc.Forwards() {
 		warnings = append(warnings, "IPv4 forwarding is disabled. Networking will not work.")
 	}
 	if err := s.def.Load().logConfig(&hc.LogConfig); err != nil {

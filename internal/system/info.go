@@ -1,7 +1,6 @@
 package system
 
 import (
-	"bytes"
 	"context"
 	"net/netip"
 	"net/url"
@@ -12,6 +11,8 @@ import (
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
+
+	"berth.dev/berth/internal/network"
 )
 
 // DefaultRuntime is the name of the engine's own runtime.
@@ -31,7 +32,7 @@ func (s *Service) Info(context.Context) (system.Info, error) {
 		CPUSet:             h.caps.cpuset,
 		PidsLimit:          h.caps.pids,
 		OomKillDisable:     h.caps.oomKillDisable,
-		IPv4Forwarding:     ipForwarding(),
+		IPv4Forwarding:     network.Forwards(),
 		Debug:              cfg.Debug,
 		NFd:                openFiles(),
 		NGoroutines:        runtime.NumGoroutine(),
@@ -190,11 +191,6 @@ func registryConfig(c *registry.ServiceConfig) *registry.ServiceConfig {
 		IndexConfigs:          map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
 		Mirrors:               []string{},
 	}
-}
-
-func ipForwarding() bool {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
-	return err == nil && bytes.HasPrefix(b, []byte("1"))
 }
 
 func openFiles() int {
